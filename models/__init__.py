@@ -1,0 +1,1 @@
+"""What is computed: stores, encoders, indexes, rankers, reasons, artifacts. Knows nothing of Ray or HTTP."""

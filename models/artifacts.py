@@ -1,0 +1,126 @@
+"""Artifacts: immutable, content-addressed folders with a manifest, kept under any fsspec URL.
+
+`<url>/<tenant>/<kind>/<sha256>/manifest.json` lists every file with its size and sha256 and whatever else the
+maker recorded (dims, counts, model ids, data window, parent). A node pulls an artifact by its reference into a
+local cache and verifies it before anyone maps a byte of it. Called by pipelines (write) and serving (read).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.ids import is_valid_id
+
+MANIFEST = "manifest.json"
+
+
+class ArtifactError(Exception):
+    """An artifact is missing, incomplete or not what its manifest says; the message names the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A verified artifact on the local disk."""
+
+    ref: str
+    path: Path
+    meta: Mapping[str, Any]
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file as hex, reading it in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class ArtifactStore:
+    """Puts and gets artifacts of one tenant. Safe for many readers; `put` of the same content is harmless."""
+
+    def __init__(self, url: str, *, cache: Path, tenant: str = "main") -> None:
+        """`url` is any fsspec URL or a plain path; `cache` is a local folder that only this node uses."""
+        import fsspec
+
+        if not is_valid_id(tenant):
+            raise ArtifactError(f"tenant {tenant!r} is not a valid id")
+        self._fs, root = fsspec.core.url_to_fs(url)
+        self._root = f"{root.rstrip('/')}/{tenant}"
+        self._local = "file" in self._fs.protocol
+        self._cache = cache / tenant
+
+    def put(self, kind: str, folder: Path, meta: Mapping[str, Any]) -> str:
+        """Store the files of `folder` and return the reference `kind/sha256`. Effect: all or nothing."""
+        files = {
+            str(p.relative_to(folder)): {"sha256": sha256_of(p), "bytes": p.stat().st_size}
+            for p in sorted(folder.rglob("*"))
+            if p.is_file() and p.name != MANIFEST
+        }
+        body = {"kind": kind, "files": files, "meta": dict(meta)}
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+        ref = f"{kind}/{hashlib.sha256(text.encode()).hexdigest()}"
+        final = f"{self._root}/{ref}"
+        if self._fs.exists(f"{final}/{MANIFEST}"):
+            return ref
+        for name in files:
+            target = f"{final}/{name}"
+            self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+            partial = f"{target}.part{os.getpid()}"
+            self._fs.put_file(str(folder / name), partial)
+            self._fs.mv(partial, target)
+        # The manifest is written last: an artifact without one does not exist for any reader.
+        with self._fs.open(f"{final}/{MANIFEST}.part", "w") as file:
+            file.write(text)
+        self._fs.mv(f"{final}/{MANIFEST}.part", f"{final}/{MANIFEST}")
+        return ref
+
+    def get(self, ref: str) -> Artifact:
+        """Return the artifact, pulled and verified. Raises ArtifactError naming the file that is wrong."""
+        source = f"{self._root}/{ref}"
+        try:
+            text = self._fs.cat_file(f"{source}/{MANIFEST}").decode()
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{ref}: manifest missing") from error
+        if f"{ref.split('/')[0]}/{hashlib.sha256(text.encode()).hexdigest()}" != ref:
+            raise ArtifactError(f"{ref}: {MANIFEST} does not match its digest")
+        body = json.loads(text)
+        path = Path(source) if self._local else self._pull(ref, body["files"])
+        for name, expected in body["files"].items():
+            file = path / name
+            if not file.is_file():
+                raise ArtifactError(f"{ref}: {name} missing")
+            if file.stat().st_size != expected["bytes"] or sha256_of(file) != expected["sha256"]:
+                raise ArtifactError(f"{ref}: {name} is truncated or damaged")
+        return Artifact(ref, path, body["meta"])
+
+    def list(self, kind: str) -> list[str]:
+        """Return the references of all complete artifacts of a kind."""
+        found = self._fs.glob(f"{self._root}/{kind}/*/{MANIFEST}")
+        return sorted(f"{kind}/{p.split('/')[-2]}" for p in found)
+
+    def _pull(self, ref: str, files: Mapping[str, Any]) -> Path:
+        target = self._cache / ref
+        if target.is_dir():
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=target.parent))
+        try:
+            for name in files:
+                (staging / name).parent.mkdir(parents=True, exist_ok=True)
+                self._fs.get_file(f"{self._root}/{ref}/{name}", str(staging / name))
+            staging.rename(target)
+        except OSError:
+            if not target.is_dir():  # another process of this node may have pulled it meanwhile
+                raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return target

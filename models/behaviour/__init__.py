@@ -1,0 +1,1 @@
+"""What events teach without a neural network: transitions, item-item weights, popularity over time."""

@@ -1,0 +1,174 @@
+"""The item catalog: titles, texts and attributes, memory-mapped from one Arrow file.
+
+Every process that needs item text maps the same file of the pinned release; text never travels between
+processes. A *row* is an item's position in the file. Called by retrieval, ranking, reasons and filters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.ids import hash64, hash64_array
+
+CATALOG_FILE = "catalog.arrow"
+_LABEL, _NUMBER = "label:", "number:"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One catalog item. `labels` are closed-set attributes (genres, brand), `numbers` are ordered ones (year)."""
+
+    item_id: str
+    title: str
+    text: str = ""
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelColumn:
+    """One attribute as CSR: item `r` has the codes `codes[offsets[r]:offsets[r+1]]` into `vocabulary`."""
+
+    offsets: npt.NDArray[np.int32]
+    codes: npt.NDArray[np.int32]
+    vocabulary: tuple[str, ...]
+
+    def mask_of(self, values: Iterable[str]) -> npt.NDArray[np.bool_]:
+        """Return, per item, whether it carries any of `values` (compared without case)."""
+        wanted = {v.casefold() for v in values}
+        hit = np.fromiter((v.casefold() in wanted for v in self.vocabulary), bool, len(self.vocabulary))
+        out = np.zeros(len(self.offsets) - 1, dtype=bool)
+        if len(self.codes):
+            owner = np.repeat(np.arange(len(out)), np.diff(self.offsets))
+            out[owner[hit[self.codes]]] = True
+        return out
+
+
+def write_catalog(items: Sequence[Item], path: Path) -> None:
+    """Write `items` to `path` (an Arrow IPC file). Raises ValueError on a duplicate id."""
+    import pyarrow as pa
+
+    ids = [i.item_id for i in items]
+    if len(set(ids)) != len(ids):
+        raise ValueError("the catalog holds an item id twice")
+    columns: dict[str, Any] = {
+        "id": pa.array(ids, pa.string()),
+        "title": pa.array([i.title for i in items], pa.string()),
+        "text": pa.array([i.text for i in items], pa.string()),
+    }
+    for name in sorted({n for i in items for n in i.labels}):
+        columns[_LABEL + name] = pa.array([list(i.labels.get(name, ())) for i in items], pa.list_(pa.string()))
+    for name in sorted({n for i in items for n in i.numbers}):
+        columns[_NUMBER + name] = pa.array([i.numbers.get(name) for i in items], pa.float64())
+    table = pa.table(columns).combine_chunks()
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+class ItemCatalog:
+    """Read access to a written catalog. Immutable and safe to share between threads."""
+
+    def __init__(self, path: Path) -> None:
+        """Map the file at `path` (a folder with `catalog.arrow`, or the file)."""
+        import pyarrow as pa
+
+        file = path / CATALOG_FILE if path.is_dir() else path
+        with pa.memory_map(str(file)) as source:
+            self._table = pa.ipc.open_file(source).read_all()
+        self._column = {n: self._table[n].combine_chunks() for n in self._table.column_names}
+        self.hashes: npt.NDArray[np.uint64] = hash64_array(self._column["id"].to_pylist())
+        self._order = np.argsort(self.hashes, kind="stable")
+        self._sorted = self.hashes[self._order]
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def row(self, item_id: str) -> int | None:
+        """Return the row of an item, or None when the catalog does not hold it."""
+        at = int(np.searchsorted(self._sorted, np.uint64(hash64(item_id))))
+        if at < len(self._sorted) and self._sorted[at] == hash64(item_id):
+            row = int(self._order[at])
+            return row if self.item_id(row) == item_id else None
+        return None
+
+    def rows(self, item_ids: Sequence[str]) -> npt.NDArray[np.int32]:
+        """Return the row of each id, -1 for unknown ones; same length and order."""
+        return np.fromiter((-1 if (r := self.row(i)) is None else r for i in item_ids), np.int32, len(item_ids))
+
+    def item_id(self, row: int) -> str:
+        """Return the id of the item in `row`."""
+        return str(self._column["id"][row].as_py())
+
+    def item_ids(self, rows: npt.NDArray[np.int32]) -> list[str]:
+        """Return the ids of many rows."""
+        return [str(v) for v in self._column["id"].take(rows.astype(np.int64)).to_pylist()]
+
+    def title(self, row: int) -> str:
+        """Return the title as imported (not cleaned for prompts)."""
+        return str(self._column["title"][row].as_py() or "")
+
+    def text(self, row: int) -> str:
+        """Return the description, or "" where there is none."""
+        return str(self._column["text"][row].as_py() or "")
+
+    def labels(self, row: int) -> dict[str, tuple[str, ...]]:
+        """Return the item's closed-set attributes; names without a value are left out."""
+        out = {}
+        for name in self.label_names:
+            values = self._column[_LABEL + name][row].as_py()
+            if values:
+                out[name] = tuple(values)
+        return out
+
+    def numbers(self, row: int) -> dict[str, float]:
+        """Return the item's ordered attributes; names without a value are left out."""
+        values = {n: self._column[_NUMBER + n][row].as_py() for n in self.number_names}
+        return {n: float(v) for n, v in values.items() if v is not None}
+
+    @cached_property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the closed-set attributes."""
+        return tuple(n.removeprefix(_LABEL) for n in self._table.column_names if n.startswith(_LABEL))
+
+    @cached_property
+    def number_names(self) -> tuple[str, ...]:
+        """Names of the ordered attributes."""
+        return tuple(n.removeprefix(_NUMBER) for n in self._table.column_names if n.startswith(_NUMBER))
+
+    @cached_property
+    def _label_columns(self) -> dict[str, LabelColumn]:
+        return {n: self._read_labels(n) for n in self.label_names}
+
+    def label_column(self, name: str) -> LabelColumn | None:
+        """Return one attribute of all items as CSR, or None for an unknown name."""
+        return self._label_columns.get(name)
+
+    def number_column(self, name: str) -> npt.NDArray[np.float64] | None:
+        """Return one ordered attribute of all items (NaN where missing), or None for an unknown name."""
+        if name not in self.number_names:
+            return None
+        values = self._column[_NUMBER + name].to_numpy(zero_copy_only=False)
+        return np.asarray(values, dtype=np.float64)
+
+    def document(self, row: int) -> str:
+        """Return the text that encoders and text rankers read: title, labels, description."""
+        parts = [self.title(row)]
+        parts += [", ".join(v) for v in self.labels(row).values()]
+        parts += [f"{n} {v:g}" for n, v in self.numbers(row).items()]
+        parts.append(self.text(row))
+        return ". ".join(p for p in parts if p)
+
+    def _read_labels(self, name: str) -> LabelColumn:
+        column = self._column[_LABEL + name]
+        encoded = column.flatten().dictionary_encode()
+        offsets = np.zeros(len(self) + 1, np.int32)
+        np.cumsum(column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), out=offsets[1:])
+        codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
+        return LabelColumn(offsets, codes, tuple(str(v) for v in encoded.dictionary.to_pylist()))

@@ -1,0 +1,1 @@
+"""Reasons: evidence, grammar, prompt, generator, checker and the template that stands in for them."""

@@ -1,0 +1,64 @@
+"""Releases: which artifacts belong together, and the process-local bundle loaded from them.
+
+A release is a small JSON document. The pointer to the current one is a key of the online store (or a file in
+offline use) that moves by compare-and-set. Called by pipelines (write) and serving (read).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+KINDS = ("catalog", "embeddings", "index", "behaviour", "statistics", "ranker")
+"""The kinds a release names, in the order they are built; `ranker` may be absent (retrieval order is served)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The digests that belong together, plus the position of the item log they were built at."""
+
+    artifacts: Mapping[str, str]
+    item_log_seq: int = 0
+    created_ms: int = 0
+    parent: str | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def release_id(self) -> str:
+        """A short name derived from the content: same artifacts, same name."""
+        text = json.dumps([dict(self.artifacts), self.item_log_seq], sort_keys=True)
+        return "r-" + hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """Serialise; `from_json` is the inverse."""
+        return json.dumps(
+            {
+                "artifacts": dict(self.artifacts),
+                "item_log_seq": self.item_log_seq,
+                "created_ms": self.created_ms,
+                "parent": self.parent,
+                "notes": dict(self.notes),
+            },
+            sort_keys=True,
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Release:
+        """Parse. Raises ValueError on a document that is no release."""
+        try:
+            body = json.loads(text)
+            missing = [k for k in KINDS if k not in body["artifacts"] and k != "ranker"]
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"not a release document: {error!r}") from error
+        if missing:
+            raise ValueError(f"release names no {', '.join(missing)}")
+        return cls(body["artifacts"], body["item_log_seq"], body["created_ms"], body["parent"], body["notes"])
+
+
+def new_release(artifacts: Mapping[str, str], *, parent: str | None = None, **notes: Any) -> Release:
+    """Create a release of now."""
+    return Release(dict(artifacts), created_ms=int(time.time() * 1000), parent=parent, notes=notes)

@@ -1,0 +1,1 @@
+"""How a request flows: context, ports, pipeline and the Ray Serve deployments that host its stages."""

@@ -1,0 +1,1 @@
+"""The Ray Serve deployments; each wraps one port of `serve.ports` and adds nothing to its logic."""

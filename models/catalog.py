@@ -100,7 +100,20 @@ class ItemCatalog:
 
     def rows(self, item_ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Return the row of each id, -1 for unknown ones; same length and order."""
-        return np.fromiter((-1 if (r := self.row(i)) is None else r for i in item_ids), np.int32, len(item_ids))
+        rows = self.rows_of_hashes(hash64_array(item_ids))
+        known = np.flatnonzero(rows >= 0)
+        # A foreign id may share the hash of one of ours, however unlikely that is.
+        for at, held in zip(known.tolist(), self.item_ids(rows[known]), strict=True):
+            if held != item_ids[at]:
+                rows[at] = -1
+        return rows
+
+    def rows_of_hashes(self, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
+        """Return the row of each id hash (as a user's seen set holds them), -1 for unknown ones."""
+        if not len(self):
+            return np.full(len(hashes), -1, np.int32)
+        at = np.minimum(np.searchsorted(self._sorted, hashes), len(self) - 1)
+        return np.where(self._sorted[at] == hashes, self._order[at], -1).astype(np.int32)
 
     def item_id(self, row: int) -> str:
         """Return the id of the item in `row`."""

@@ -1,1 +1,1 @@
-"""What events teach without a neural network: transitions, item-item weights, popularity over time."""
+"""What users did, condensed: transitions, collaborative factors and statistics, fitted from an event log."""

@@ -1,1 +1,1 @@
-"""Retrieval: sources that each propose items for one user, and the merge that makes one list of them."""
+"""Retrieval: from a user's state to a few hundred candidates, by several sources side by side."""

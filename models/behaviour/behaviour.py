@@ -1,0 +1,98 @@
+"""The behaviour artifact: transitions and a collaborative model, fitted together from one event log.
+
+Called by pipelines (fit, save) and by retrieval (load). Knows nothing of users at request time.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.behaviour.als import AlsModel, fit_als
+from models.behaviour.collaborative import CollaborativeModel
+from models.behaviour.ease import EaseModel, fit_ease
+from models.behaviour.interactions import Interactions, interactions_of
+from models.behaviour.transitions import Transitions, fit_transitions
+from models.catalog import ItemCatalog
+from models.events import EventLog
+
+_META = "behaviour.json"
+
+
+class BehaviourSettings(BaseModel):
+    """How behaviour is fitted from events."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    transition_steps: int = Field(default=5, ge=1, le=50)
+    """How many events apart two items may be to count as a transition."""
+    transition_shrinkage: float = Field(default=20.0, ge=0)
+    """Added to an item's total of transitions before normalising: rarely seen items promise less."""
+    ease_up_to_items: int = Field(default=10_000, ge=0)
+    """Catalogs up to this size use EASE (a dense items × items matrix), larger ones implicit ALS."""
+    ease_ridge: float = Field(default=500.0, gt=0)
+    """EASE's regularisation."""
+    ease_half_life_days: float | None = Field(default=None, gt=0)
+    """Age after which an event counts half in EASE; null counts all alike."""
+    als_dimension: int = Field(default=64, ge=1, le=1024)
+    """Length of the ALS item factors."""
+    als_rounds: int = Field(default=15, ge=1, le=200)
+    """Alternating sweeps of ALS."""
+    als_alpha: float = Field(default=1.0, gt=0)
+    """Confidence that one event adds in ALS."""
+    als_ridge: float = Field(default=0.05, gt=0)
+    """ALS's regularisation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What users did, condensed; immutable and safe to share between threads."""
+
+    transitions: Transitions
+    collaborative: CollaborativeModel
+
+    def link(self, row_a: int, row_b: int) -> float:
+        """Return how strongly `row_b` followed `row_a` in the log, 0.0 where it never did."""
+        return self.transitions.weight(row_a, row_b)
+
+    def save(self, folder: Path) -> None:
+        """Write the artifact's files into `folder`, which must exist."""
+        self.transitions.save(folder)
+        self.collaborative.save(folder)
+        (folder / _META).write_text(json.dumps({"collaborative": self.collaborative.kind}))
+
+    @classmethod
+    def load(cls, folder: Path) -> Behaviour:
+        """Map the artifact in `folder`. Raises ValueError on a kind this version does not know."""
+        kind = json.loads((folder / _META).read_text())["collaborative"]
+        if kind == EaseModel.kind:
+            return cls(Transitions.load(folder), EaseModel.load(folder))
+        if kind == AlsModel.kind:
+            return cls(Transitions.load(folder), AlsModel.load(folder))
+        raise ValueError(f"{_META}: unknown collaborative model {kind!r}; rebuild the behaviour artifact")
+
+
+def fit_behaviour(log: EventLog, catalog: ItemCatalog, settings: BehaviourSettings | None = None) -> Behaviour:
+    """Fit transitions and the collaborative model that suits the catalog's size. Pure; deterministic."""
+    return behaviour_of(interactions_of(log, catalog), settings or BehaviourSettings())
+
+
+def behaviour_of(interactions: Interactions, settings: BehaviourSettings) -> Behaviour:
+    """The same from columns that are already mapped to rows."""
+    transitions = fit_transitions(
+        interactions, steps=settings.transition_steps, shrinkage=settings.transition_shrinkage
+    )
+    if interactions.n_items <= settings.ease_up_to_items:
+        ease = fit_ease(interactions, ridge=settings.ease_ridge, half_life_days=settings.ease_half_life_days)
+        return Behaviour(transitions, ease)
+    als = fit_als(
+        interactions,
+        dimension=settings.als_dimension,
+        rounds=settings.als_rounds,
+        alpha=settings.als_alpha,
+        ridge=settings.als_ridge,
+    )
+    return Behaviour(transitions, als)

@@ -1,0 +1,181 @@
+"""The retrieval engine: asks every source, merges their opinions, returns the best allowed items.
+
+No returned row ever violates a filter, and a rare filter still fills the list. Synchronous, CPU-bound, thread-
+safe and free of effects: the same query gives the same candidates. Called by serving, training and evaluation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from models.behaviour.behaviour import Behaviour
+from models.behaviour.statistics import Statistics
+from models.candidates import COLUMN_OF, SCORED_SOURCES, Candidates, Source
+from models.catalog import ItemCatalog
+from models.index import VectorIndex, load_faiss
+from models.opinion import Mask, Opinion, Rows, Scores
+from models.retrieval.filters import AttributeMasks
+from models.retrieval.query import RetrievalQuery
+from models.retrieval.settings import RetrievalSettings, SourceWeights
+from models.retrieval.sources import (
+    DENSE_BELOW,
+    CollaborativeSource,
+    CountSource,
+    FreshSource,
+    RepeatSource,
+    RetrievalSource,
+    SemanticSource,
+    SequentialSource,
+    SimilarSource,
+    VectorSpace,
+)
+from models.retrieval.state import UserState, state_of
+
+EMBEDDINGS_FILE = "embeddings.npy"
+
+
+class RetrievalEngine:
+    """Retrieves candidates from one release's artifacts."""
+
+    def __init__(
+        self,
+        catalog: ItemCatalog,
+        embeddings: Scores,
+        index: VectorIndex,
+        behaviour: Behaviour,
+        statistics: Statistics,
+        settings: RetrievalSettings | None = None,
+    ) -> None:
+        """All artifacts are of the same catalog. Raises ValueError when their sizes differ."""
+        sizes = {len(catalog), len(embeddings), len(behaviour.transitions), len(statistics)}
+        if len(sizes) > 1:
+            raise ValueError(f"catalog, embeddings, behaviour and statistics differ in size: {sorted(sizes)}")
+        self.catalog, self.settings = catalog, settings or RetrievalSettings()
+        self._masks = AttributeMasks(catalog)
+        self._id_order = _id_order(catalog)
+        space = VectorSpace(embeddings, index)
+        semantic = SemanticSource(space, self.settings)
+        sources: list[RetrievalSource] = [
+            semantic,
+            CollaborativeSource(behaviour, self.settings),
+            SequentialSource(behaviour, self.settings),
+            CountSource(Source.trending, statistics.recent),
+            RepeatSource(len(catalog), self.settings),
+            FreshSource(semantic.vector, space, statistics, self.settings),
+            SimilarSource(space),
+            CountSource(Source.popular, statistics.popularity),
+        ]
+        self._sources = {s.source: s for s in sources}
+
+    def retrieve(self, query: RetrievalQuery) -> Candidates:
+        """Return up to `query.n` candidates, best first, ties by item id; empty when nothing is allowed."""
+        if query.n <= 0 or not len(self.catalog):
+            return Candidates.empty()
+        state = state_of(query, self.catalog)
+        allowed = self._allowed(query, state)
+        if not allowed.any():
+            return Candidates.empty()
+        weights = self._weights(query, state)
+        opinions = {s: o for s in weights.active() if (o := self._ask(s, query, state)) is not None}
+        opinions.setdefault(Source.popular, self._sources[Source.popular].opinion(state))  # type: ignore[arg-type]
+        depth = max(query.n, self.settings.source_depth)
+        found = {s: o.top(depth, allowed) for s, o in opinions.items()}
+        if len(self.catalog) <= DENSE_BELOW or query.only_items is not None:
+            rows = np.flatnonzero(allowed).astype(np.int32)
+        else:
+            rows = np.unique(np.concatenate(list(found.values())))
+        return self._merge(rows, opinions, found, weights, query)
+
+    def _merge(
+        self,
+        rows: Rows,
+        opinions: dict[Source, Opinion],
+        found: dict[Source, Rows],
+        weights: SourceWeights,
+        query: RetrievalQuery,
+    ) -> Candidates:
+        scaled = np.zeros((len(rows), len(SCORED_SOURCES)), np.float32)
+        total = np.zeros(len(rows), np.float32)
+        for source, opinion in opinions.items():
+            if opinion.spread > 0:
+                column = opinion.of(rows) / np.float32(opinion.spread)
+                scaled[:, COLUMN_OF[source]] = column
+                total += np.float32(weights.of(source)) * column
+        best = self._best(rows, total, query.n)
+        bits = np.zeros(len(self.catalog), np.uint16)
+        for source, hits in found.items():
+            bits[hits] |= np.uint16(source)
+        sources = bits[rows[best]]
+        if query.only_items is not None:
+            sources |= np.uint16(Source.given)
+        return Candidates(rows[best], sources, scaled[best], total[best])
+
+    def _best(self, rows: Rows, total: Scores, n: int) -> npt.NDArray[np.intp]:
+        """Positions of the `n` best, ties by item id; exact at the boundary."""
+        at = np.arange(len(rows))
+        if n < len(rows):
+            least = np.partition(total, len(total) - n)[len(total) - n]
+            at = np.flatnonzero(total >= least)
+        order: npt.NDArray[np.intp] = np.lexsort((self._id_order[rows[at]], -total[at]))[:n]
+        return at[order]
+
+    def _ask(self, source: Source, query: RetrievalQuery, state: UserState) -> Opinion | None:
+        if source is Source.repeat and query.exclude_seen:
+            return None  # it could only name items that may not be returned
+        return self._sources[source].opinion(state)
+
+    def _weights(self, query: RetrievalQuery, state: UserState) -> SourceWeights:
+        if not len(state):
+            return self.settings.cold_weights
+        if len(state) < self.settings.short_history:
+            return self.settings.short_weights
+        return self.settings.weights
+
+    def _allowed(self, query: RetrievalQuery, state: UserState) -> Mask:
+        mask = self._masks.all_of(query.filters)
+        if query.only_items is not None:
+            given = np.zeros(len(mask), dtype=bool)
+            given[_known(self.catalog.rows(query.only_items))] = True
+            mask &= given
+        mask[_known(self.catalog.rows(query.exclude_items))] = False
+        mask[state.seeds] = False
+        mask[state.refused] = False
+        if query.exclude_seen and query.personal:
+            mask[_known(self.catalog.rows_of_hashes(query.user.seen))] = False
+        return mask
+
+
+def load_engine(
+    *,
+    catalog: Path,
+    embeddings: Path,
+    index: Path,
+    behaviour: Path,
+    statistics: Path,
+    settings: RetrievalSettings | None = None,
+) -> RetrievalEngine:
+    """Map the artifact folders of one release. Raises ValueError when they do not belong together."""
+    vectors = np.load(embeddings / EMBEDDINGS_FILE, mmap_mode="r", allow_pickle=False)
+    return RetrievalEngine(
+        ItemCatalog(catalog),
+        vectors,
+        load_faiss(index, vectors),
+        Behaviour.load(behaviour),
+        Statistics.load(statistics),
+        settings,
+    )
+
+
+def _known(rows: Rows) -> Rows:
+    return rows[rows >= 0]
+
+
+def _id_order(catalog: ItemCatalog) -> Rows:
+    """Return each row's position in the order of item ids."""
+    order = np.argsort(np.asarray(catalog.item_ids(np.arange(len(catalog), dtype=np.int32)), dtype=object))
+    position = np.empty(len(catalog), np.int32)
+    position[order] = np.arange(len(catalog), dtype=np.int32)
+    return position

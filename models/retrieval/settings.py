@@ -1,0 +1,78 @@
+"""Settings of retrieval: what each source looks at, and how much it counts in which state of the user."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.candidates import SCORED_SOURCES, Source
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class SourceWeights(BaseModel):
+    """How much each source counts; 0 switches it off. Scores are scaled to unit variance before."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    semantic: Weight = 0.1
+    """Content close to what the user took lately or searches for."""
+    collaborative: Weight = 1.0
+    """What people who took these items also took."""
+    sequential: Weight = 1.0
+    """What followed the user's last items."""
+    trending: Weight = 0.0
+    """Popular of late."""
+    repeat: Weight = 1.0
+    """The user's own items; only where seen items may be recommended again."""
+    fresh: Weight = 0.0
+    """Items few people know yet, by content."""
+    similar: Weight = 0.5
+    """Content close to the seed items of the request."""
+    popular: Weight = 0.0
+    """Popular over all time; always asked to fill a list that the others leave short."""
+
+    def of(self, source: Source) -> float:
+        """Return the weight of `source`."""
+        return float(getattr(self, str(source.name)))
+
+    def active(self) -> Mapping[Source, float]:
+        """Return the sources whose weight is not 0."""
+        return {s: w for s in SCORED_SOURCES if (w := self.of(s)) > 0}
+
+
+class RetrievalSettings(BaseModel):
+    """Settings of the retrieval engine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weights: SourceWeights = SourceWeights()
+    """For users with at least `short_history` events."""
+    short_weights: SourceWeights = SourceWeights(semantic=0.3, trending=0.3)
+    """For users and seed lists with fewer events than that, but at least one."""
+    cold_weights: SourceWeights = SourceWeights(semantic=1.0, trending=1.0, popular=1.0)
+    """For users without history and seeds: only intent and popularity have something to say."""
+    short_history: int = Field(default=5, ge=1)
+    """Number of known events from which `weights` apply."""
+    sequential_events: int = Field(default=10, ge=1, le=256)
+    """How many last events the sequential source looks at."""
+    sequential_decay: float = Field(default=0.8, gt=0, le=1)
+    """What an event counts relative to the one after it."""
+    semantic_events: int = Field(default=20, ge=1, le=256)
+    """How many last events the semantic source averages."""
+    semantic_decay: float = Field(default=0.9, gt=0, le=1)
+    """What an event counts relative to the one after it."""
+    intent_weight: float = Field(default=1.5, ge=0)
+    """How much the search text counts beside the whole history (1.0) in the user's content vector."""
+    collaborative_half_life_days: float | None = Field(default=None, gt=0)
+    """Age after which an event counts half when a user is folded in; null counts all alike."""
+    repeat_half_life_days: float = Field(default=60.0, gt=0)
+    """Age after which an event counts half for the repeat source."""
+    fresh_below_users: int = Field(default=5, ge=0)
+    """Items taken by at most this many users are fresh."""
+    fresh_items: int = Field(default=5_000, ge=0)
+    """At most this many fresh items are compared, newest first."""
+    source_depth: int = Field(default=200, ge=1, le=10_000)
+    """On large catalogs each source is asked for this many items (or the wanted number, if that is larger)."""

@@ -1,0 +1,69 @@
+"""The user's state as the sources read it: history as catalog rows with ages, seeds, intent.
+
+Built once per query by the engine. Knows nothing of scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.catalog import ItemCatalog
+from models.events import POSITIVE_TYPES, EventType
+from models.opinion import Rows
+from models.retrieval.query import RetrievalQuery
+
+_POSITIVE = np.zeros(256, dtype=bool)
+_POSITIVE[[int(t) for t in POSITIVE_TYPES]] = True
+
+
+@dataclass(frozen=True, slots=True)
+class UserState:
+    """What one user took, oldest first, seed items last, as columns of equal length.
+
+    `rows` int32 catalog rows (may repeat), `ages_ms` int64 before `now_ms`. `seeds` are the rows of the seed
+    items alone. `refused` are rows the user hid or disliked after taking them last. `intent` is a unit vector.
+    """
+
+    rows: Rows
+    ages_ms: npt.NDArray[np.int64]
+    seeds: Rows
+    refused: Rows
+    now_ms: int
+    intent: npt.NDArray[np.float32] | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def state_of(query: RetrievalQuery, catalog: ItemCatalog) -> UserState:
+    """Map the query's user to rows. Events after `now_ms` and unknown items do not exist."""
+    seeds = catalog.rows(query.seed_items)
+    seeds = seeds[seeds >= 0]
+    rows, ages, refused = _history(query, catalog)
+    return UserState(
+        rows=np.concatenate([rows, seeds]),
+        ages_ms=np.concatenate([ages, np.zeros(len(seeds), np.int64)]),
+        seeds=seeds,
+        refused=refused,
+        now_ms=query.now_ms,
+        intent=query.intent,
+    )
+
+
+def _history(query: RetrievalQuery, catalog: ItemCatalog) -> tuple[Rows, npt.NDArray[np.int64], Rows]:
+    none = np.empty(0, np.int32)
+    if not query.personal or not len(query.user):
+        return none, np.empty(0, np.int64), none
+    user = query.user
+    rows = catalog.rows(user.item_ids)
+    exists = (rows >= 0) & (user.timestamps_ms <= query.now_ms)
+    positive = exists & _POSITIVE[user.types]
+    refused = none
+    against = exists & ((user.types == EventType.hide) | (user.types == EventType.dislike))
+    if against.any():
+        last = {int(r): bool(a) for r, a in zip(rows[exists], against[exists], strict=True)}
+        refused = np.fromiter((r for r, a in last.items() if a), np.int32)
+    return rows[positive], query.now_ms - user.timestamps_ms[positive], refused

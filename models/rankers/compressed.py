@@ -1,0 +1,175 @@
+"""The `compressed` ranker: a small cross-encoder over cached item tokens, fused with retrieval features.
+
+Item tokens are computed once per release, so serving reads no text: 100 candidates cost about a millisecond on one
+core. Runs on the GPU where there is one. Trained by `pipelines.training`; loaded through `load_ranker`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.candidates import Candidates
+from models.catalog import ItemCatalog
+from models.rankers.calibration import PlattScaling
+from models.rankers.fusion import FEATURE_NAMES, FusionFeatures
+from models.rankers.history import History, recent_history
+from models.rankers.inputs import history_columns, id_slots, label_slots
+from models.rankers.network import (
+    HistoryTensors,
+    NetworkShape,
+    Parameters,
+    attention_logits,
+    head_logits,
+    initialise,
+    item_tokens,
+)
+from models.rankers.statistics import ItemStatistics
+from models.retrieval.query import RetrievalQuery
+
+CONFIG_FILE = "ranker.json"
+WEIGHTS_FILE = "ranker.safetensors"
+IDS_TENSOR = "known_ids"
+
+Floats = npt.NDArray[np.float32]
+
+
+class RankerError(Exception):
+    """A ranker artifact cannot be used; the message names the file and what does not fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompressedModel:
+    """Everything a trained compressed ranker consists of; `save` and `read` are inverses."""
+
+    shape: NetworkShape
+    parameters: Parameters
+    labels: Sequence[str]
+    known_ids: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    calibration: PlattScaling | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write `ranker.json` and `ranker.safetensors` into `folder`."""
+        import torch
+        from safetensors.torch import save_file
+
+        tensors = {n: t.detach().cpu().contiguous() for n, t in self.parameters.items()}
+        tensors[IDS_TENSOR] = torch.from_numpy(self.known_ids.view(np.int64).copy())
+        save_file(tensors, str(folder / WEIGHTS_FILE))
+        body = {
+            "backend": "compressed",
+            "shape": self.shape.to_dict(),
+            "features": list(FEATURE_NAMES),
+            "labels": list(self.labels),
+            "calibration": asdict(self.calibration) if self.calibration else None,
+            "notes": dict(self.notes),
+        }
+        (folder / CONFIG_FILE).write_text(json.dumps(body, sort_keys=True, indent=1))
+
+    @classmethod
+    def read(cls, folder: Path) -> CompressedModel:
+        """Read what `save` wrote. Raises RankerError when a file is missing, damaged or of another shape."""
+        from safetensors.torch import load_file
+
+        try:
+            body = json.loads((folder / CONFIG_FILE).read_text())
+            tensors = load_file(str(folder / WEIGHTS_FILE))
+            shape = NetworkShape(**body["shape"])
+        except Exception as error:  # safetensors raises its own types; the reason is kept as the cause
+            raise RankerError(f"{folder.name}: cannot read {CONFIG_FILE} and {WEIGHTS_FILE}: {error}") from error
+        if tuple(body["features"]) != FEATURE_NAMES:
+            raise RankerError(f"{CONFIG_FILE}: trained on other features than this version builds; train again")
+        known = tensors.pop(IDS_TENSOR).numpy().view(np.uint64)
+        for name, fresh in initialise(shape, seed=0).items():
+            if name not in tensors or tensors[name].shape != fresh.shape:
+                raise RankerError(f"{WEIGHTS_FILE}: tensor {name} is missing or has another shape than {CONFIG_FILE}")
+        calibration = PlattScaling(**body["calibration"]) if body["calibration"] else None
+        return cls(shape, tensors, body["labels"], known, calibration, body["notes"])
+
+
+class CompressedRanker:
+    """Implements `CrossEncoder`. Immutable after construction; `score` may run in several threads."""
+
+    def __init__(
+        self,
+        model: CompressedModel,
+        catalog: ItemCatalog,
+        embeddings: Floats,
+        statistics: ItemStatistics,
+        *,
+        device: str | None = None,
+    ) -> None:
+        """Compute the token of every item. `device` None picks CUDA where torch finds it, else the CPU."""
+        import torch
+
+        if embeddings.shape != (len(catalog), model.shape.text_dim):
+            raise RankerError(
+                f"embeddings {embeddings.shape} do not fit {len(catalog)} items of {model.shape.text_dim} dims; "
+                f"train the ranker on the embeddings of this release"
+            )
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._catalog, self._model = catalog, model
+        self._features = FusionFeatures(catalog, embeddings, statistics)
+        self._parameters = {n: t.to(self._device) for n, t in model.parameters.items()}
+        with torch.inference_mode():
+            self._tokens = self._all_tokens(embeddings)
+        self.score_kind = "probability" if model.calibration else "rank_only"
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        catalog: ItemCatalog,
+        embeddings: Floats,
+        statistics: ItemStatistics,
+        *,
+        device: str | None = None,
+    ) -> CompressedRanker:
+        """Load the artifact in `folder` for one release. Raises RankerError when they do not fit each other."""
+        return cls(CompressedModel.read(folder), catalog, embeddings, statistics, device=device)
+
+    def score(self, query: RetrievalQuery, candidates: Candidates) -> Floats:
+        """See `CrossEncoder.score`: calibrated probabilities, or logits where calibration was not possible."""
+        if len(candidates) == 0:
+            return np.empty(0, np.float32)
+        history = recent_history(query, self._catalog, limit=self._model.shape.history)
+        features = self._features.build(query, candidates, history=history)
+        logits = self._logits(history, candidates.rows, features)
+        return logits if self._model.calibration is None else self._model.calibration.apply(logits)
+
+    def attention(self, query: RetrievalQuery, rows: npt.NDArray[np.int32]) -> Floats:
+        """Return the attention logit alone, float32[len(rows)]; independent of the other rows."""
+        history = recent_history(query, self._catalog, limit=self._model.shape.history)
+        return self._logits(history, rows, None)
+
+    def _logits(self, history: History, rows: npt.NDArray[np.int32], features: Floats | None) -> Floats:
+        import torch
+
+        with torch.inference_mode():
+            columns = torch.from_numpy(history_columns(history, max(len(history), 1))).to(self._device)
+            past = HistoryTensors(*columns.unsqueeze(1))
+            own = torch.from_numpy(rows.astype(np.int64) + 1).to(self._device)
+            logits = attention_logits(
+                self._parameters, self._model.shape, past, self._tokens[past.rows], self._tokens[own].unsqueeze(0)
+            )[0]
+            if features is not None:
+                logits = logits + head_logits(self._parameters, torch.from_numpy(features).to(self._device))
+            return logits.float().cpu().numpy()
+
+    def _all_tokens(self, embeddings: Floats, *, block: int = 65_536) -> Any:
+        import torch
+
+        labels = label_slots(self._catalog, self._model.labels)
+        ids = id_slots(self._catalog, self._model.known_ids)
+        tokens = [torch.zeros(1, self._model.shape.dim, device=self._device)]
+        for at in range(0, len(embeddings), block):
+            part = (np.array(embeddings[at : at + block], np.float32), labels[at : at + block], ids[at : at + block])
+            tokens.append(item_tokens(self._parameters, *(torch.from_numpy(a).to(self._device) for a in part)))
+        return torch.cat(tokens)

@@ -1,0 +1,67 @@
+"""Turns catalog and history into the integer inputs of the compressed network: label slots, id slots, buckets.
+
+Called by the compressed ranker when it loads and scores, and by training; both therefore see the same numbers.
+Rows are shifted by one: token 0 is padding (an unknown or missing item).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from models.catalog import ItemCatalog
+from models.rankers.history import History
+from models.rankers.network import AGE_BUCKETS, EVENT_TYPES, LABEL_SLOTS, VALUE_BUCKETS
+
+Ints = npt.NDArray[np.int64]
+
+
+def label_vocabulary(catalog: ItemCatalog, *, limit: int = 1024) -> list[str]:
+    """Return the `limit` most frequent labels of a catalog as `name=value`, the input of `label_slots`."""
+    counted: list[tuple[int, str]] = []
+    for name in catalog.label_names:
+        column = catalog.label_column(name)
+        assert column is not None
+        counts = np.bincount(column.codes, minlength=len(column.vocabulary))
+        counted += [(-int(c), f"{name}={v}") for c, v in zip(counts, column.vocabulary, strict=True)]
+    return [text for _, text in sorted(counted)[:limit]]
+
+
+def label_slots(catalog: ItemCatalog, vocabulary: Sequence[str]) -> Ints:
+    """Return int64[items, LABEL_SLOTS]: 1 + position in `vocabulary` of an item's first labels, 0 for none."""
+    position = {text: at + 1 for at, text in enumerate(vocabulary)}
+    slots = np.zeros((len(catalog), LABEL_SLOTS), np.int64)
+    used = np.zeros(len(catalog), np.int64)
+    for name in catalog.label_names:
+        column = catalog.label_column(name)
+        assert column is not None
+        translate = np.array([position.get(f"{name}={v}", 0) for v in column.vocabulary] or [0], np.int64)
+        owner = np.repeat(np.arange(len(catalog)), np.diff(column.offsets))
+        within = np.arange(len(owner)) - np.repeat(column.offsets[:-1], np.diff(column.offsets)) + used[owner]
+        fits = within < LABEL_SLOTS
+        slots[owner[fits], within[fits]] = translate[column.codes[fits]]
+        used += np.diff(column.offsets)
+    return slots
+
+
+def id_slots(catalog: ItemCatalog, known: npt.NDArray[np.uint64]) -> Ints:
+    """Return int64[items]: 1 + position in `known` (sorted item-id hashes) or 0 for an item without a vector."""
+    if len(known) == 0:
+        return np.zeros(len(catalog), np.int64)
+    at = np.minimum(np.searchsorted(known, catalog.hashes), len(known) - 1)
+    return np.where(known[at] == catalog.hashes, at + 1, 0).astype(np.int64)
+
+
+def history_columns(history: History, length: int) -> Ints:
+    """Return int64[4, length], padded on the left: token (row + 1), type, value bucket, age bucket."""
+    out = np.zeros((4, length), np.int64)
+    n = min(len(history), length)
+    if n:
+        out[0, -n:] = history.rows[-n:].astype(np.int64) + 1
+        out[1, -n:] = np.minimum(history.types[-n:], EVENT_TYPES - 1)
+        out[2, -n:] = np.clip(np.rint(history.values[-n:]), 0, VALUE_BUCKETS - 1)
+        ages = np.maximum(history.ages_s[-n:], 0.0)
+        out[3, -n:] = np.clip(np.log2(1.0 + ages), 0, AGE_BUCKETS - 1)
+    return out

@@ -21,9 +21,15 @@ from cluster.errors import OperatorError
 from cluster.processes import ProcessId, Seen
 
 Kind = Literal["driver", "ray", "engine", "haproxy", "other", "valkey"]
-# Who ends first: the driver may still tidy up by itself; Ray restarts what dies beside it, so it goes before HAProxy;
-# the store goes last because everything else may still be writing to it.
-_STAGES: tuple[tuple[Kind, ...], ...] = (("driver",), ("ray", "engine"), ("haproxy", "other"), ("valkey",))
+# Who ends first, and what share of the grace it gets. The driver tidies up by itself and takes longest. Ray restarts what
+# dies beside it, so it goes before HAProxy; its agents never answer SIGTERM once the raylet is gone, so waiting is idle.
+# The store goes last, because everything else may still be writing to it, and gets time to finish its file.
+_STAGES: tuple[tuple[tuple[Kind, ...], float], ...] = (
+    (("driver",), 2.0),
+    (("ray", "engine"), 0.3),
+    (("haproxy", "other"), 0.3),
+    (("valkey",), 1.0),
+)
 _ROUNDS = 3
 
 
@@ -91,14 +97,14 @@ class Ledger:
         return [recorded.get(pid) or _found(machine[pid]) for pid in sorted(family)]
 
     def end_all(self, *, grace_s: float = 10.0) -> list[Ended]:
-        """End every process of this folder but the calling one, stage by stage: SIGTERM, `grace_s`, SIGKILL.
+        """End every process of this folder but the calling one, stage by stage: SIGTERM, a share of `grace_s`, SIGKILL.
 
         Raises:
             ProcessesRemain: Something survived; it is named.
         """
         ended: list[Ended] = []
-        for stage in _STAGES:
-            ended += self._end_stage(stage, grace_s=grace_s)
+        for kinds, share in _STAGES:
+            ended += self._end_stage(kinds, grace_s=share * grace_s)
         rest = self._endable(get_args(Kind))
         self._write([r for r in self._read() if processes.is_running(r.id)])
         if rest:

@@ -1,0 +1,1 @@
+"""Offline evaluation: protocol, metrics, intervals, baselines. One command reproduces every figure."""

@@ -100,4 +100,4 @@ def _is_intact(path: Path, expected: Mapping[str, Any]) -> bool:
     stat = path.stat()
     if stat.st_size != expected["bytes"]:
         return False
-    return stat.st_mtime_ns == expected["mtime_ns"] or sha256_of(path) == expected["sha256"]
+    return bool(stat.st_mtime_ns == expected["mtime_ns"] or sha256_of(path) == expected["sha256"])

@@ -6,6 +6,8 @@ nothing of where the file came from.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +33,7 @@ def materialise_gguf(
     with entry.locked():
         if entry.files() is None:
             progress(f"convert {file.name}", 0, None)
-            with entry.filled() as staging:
+            with entry.filled() as staging, _without_bars():
                 _convert(file, staging, dtype)
     return target
 
@@ -56,3 +58,17 @@ def _convert(file: Path, folder: Path, dtype: Literal["bfloat16", "float32"]) ->
         raise HubError(f"{file}: transformers cannot read it ({error}); use a transformers folder instead") from error
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars of its own over the caller's."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,128 @@
+"""The imported form of a catalogue and its events: what every importer makes and `build` reads.
+
+A folder with `dataset.json` (format, name, licence, counts), `items.parquet`, `events.parquet` and, where users
+declared something about themselves, `users.parquet`. Knows nothing of where the data came from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from models.catalog import Item
+from models.events import EventLog
+
+FORMAT = 1
+_HEAD, _ITEMS, _EVENTS, _USERS = "dataset.json", "items.parquet", "events.parquet", "users.parquet"
+
+
+class DatasetError(Exception):
+    """A data set folder is missing, incomplete or of another format; the message names the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A catalogue with the events on it.
+
+    Attributes:
+        name: short name, also used in artifact metadata.
+        items: the catalogue, in file order; ids are distinct.
+        events: sorted by time; every event is on an item of `items`.
+        users: declared attributes by user id, where the source has them.
+        licence: under what terms the data may be used.
+        left_out: rows that are not in here, counted by reason; nothing is left out silently.
+    """
+
+    name: str
+    items: list[Item]
+    events: EventLog
+    users: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    licence: str = ""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+def write_dataset(dataset: Dataset, folder: Path) -> None:
+    """Write `dataset` to `folder`. Effect: atomic; what `folder` held before is replaced."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+    try:
+        pq.write_table(_items_table(dataset.items), staging / _ITEMS)
+        pq.write_table(dataset.events.to_arrow(), staging / _EVENTS)
+        if dataset.users:
+            attributes = [json.dumps(dict(a)) for a in dataset.users.values()]
+            pq.write_table(pa.table({"user": list(dataset.users), "attributes": attributes}), staging / _USERS)
+        head = {
+            "format": FORMAT,
+            "name": dataset.name,
+            "licence": dataset.licence,
+            "items": len(dataset.items),
+            "events": len(dataset.events),
+            "users": len(dataset.users),
+            "left_out": dict(dataset.left_out),
+        }
+        (staging / _HEAD).write_text(json.dumps(head, indent=1), "utf-8")
+        if folder.exists():
+            os.replace(folder, old := Path(tempfile.mkdtemp(prefix=".old-", dir=folder.parent)))
+            shutil.rmtree(old, ignore_errors=True)
+        os.replace(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def read_dataset(folder: Path) -> Dataset:
+    """Read what `write_dataset` wrote. Raises DatasetError."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        head = json.loads((folder / _HEAD).read_text("utf-8"))
+        if head["format"] != FORMAT:
+            raise DatasetError(f"{folder}: format {head['format']}, this version reads {FORMAT}; import it again")
+        items = _items(pq.read_table(folder / _ITEMS))
+        events = EventLog.from_arrow(pq.read_table(folder / _EVENTS))
+        users = _users(pq.read_table(folder / _USERS)) if head["users"] else {}
+    except FileNotFoundError as error:
+        raise DatasetError(f"{folder}: {Path(error.filename or '').name} missing; run `raycommend import`") from error
+    except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
+        raise DatasetError(f"{folder}: not a readable data set ({error}); import it again") from error
+    if (len(items), len(events), len(users)) != (head["items"], head["events"], head["users"]):
+        raise DatasetError(f"{folder}: holds other counts than {_HEAD} says; import it again")
+    return Dataset(head["name"], items, events, users, head["licence"], head["left_out"])
+
+
+def _items_table(items: list[Item]) -> Any:
+    """Attributes are one JSON text per item, so that any set of names round-trips without a wide schema."""
+    import pyarrow as pa
+
+    text = pa.string()
+    return pa.table(
+        {
+            "id": pa.array([i.item_id for i in items], text),
+            "title": pa.array([i.title for i in items], text),
+            "text": pa.array([i.text for i in items], text),
+            "labels": pa.array([json.dumps({n: list(v) for n, v in i.labels.items()}) for i in items], text),
+            "numbers": pa.array([json.dumps(dict(i.numbers)) for i in items], text),
+        }
+    )
+
+
+def _items(table: Any) -> list[Item]:
+    columns = (table[name].to_pylist() for name in ("id", "title", "text", "labels", "numbers"))
+    return [
+        Item(item_id, title, text, {n: tuple(v) for n, v in json.loads(labels).items()}, json.loads(numbers))
+        for item_id, title, text, labels, numbers in zip(*columns, strict=True)
+    ]
+
+
+def _users(table: Any) -> dict[str, dict[str, str]]:
+    pairs = zip(table["user"].to_pylist(), table["attributes"].to_pylist(), strict=True)
+    return {user: json.loads(attributes) for user, attributes in pairs}

@@ -1,0 +1,57 @@
+"""What both stores refuse before they touch anything, and how a user's and a session's features become one.
+
+Called by `MemoryStore` and `RedisStore`. Knows nothing of servers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.events import Event, session_owner
+from models.features import UserFeatures
+from models.ids import is_valid_id
+from models.store.port import MAX_EVENTS_PER_CALL, STREAM_ONLY
+
+SESSION_PREFIX = session_owner("")
+
+
+def check_tenant(tenant: str) -> None:
+    """Raise ValueError unless `tenant` is a valid id: it becomes part of every key."""
+    if not is_valid_id(tenant):
+        raise ValueError("the tenant is not a valid id")
+
+
+def check_events(events: Sequence[Event]) -> None:
+    """Raise ValueError when there are too many events, or one that no profile could hold."""
+    if len(events) > MAX_EVENTS_PER_CALL:
+        raise ValueError(f"{len(events)} events in one call; at most {MAX_EVENTS_PER_CALL} are taken")
+    for position, event in enumerate(events):
+        if not is_valid_id(event.owner.removeprefix(SESSION_PREFIX)) or not is_valid_id(event.event_id):
+            raise ValueError(f"event {position}: owner and event id must be valid ids")
+        if event.item_id is None and event.type not in STREAM_ONLY:
+            raise ValueError(f"event {position}: a {event.type.name} needs an item")
+        if event.item_id is not None and not is_valid_id(event.item_id):
+            raise ValueError(f"event {position}: the item id is not valid")
+        if not 0 <= event.timestamp_ms < 2**53:
+            raise ValueError(f"event {position}: the time must be milliseconds since 1970")
+
+
+def merge_features(user: UserFeatures, session: UserFeatures, *, limit: int) -> UserFeatures:
+    """Merge two profiles by time; at equal times the user's events come first. Keeps the last `limit` events."""
+    if not session.known:
+        return user
+    if not user.known:
+        return session
+    times = np.concatenate([user.timestamps_ms, session.timestamps_ms])
+    order = np.argsort(times, kind="stable")[-limit:]
+    item_ids = user.item_ids + session.item_ids
+    return UserFeatures(
+        item_ids=tuple(item_ids[i] for i in order),
+        types=np.concatenate([user.types, session.types])[order],
+        values=np.concatenate([user.values, session.values])[order],
+        timestamps_ms=times[order],
+        seen=np.union1d(user.seen, session.seen),
+        known=True,
+    )

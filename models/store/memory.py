@@ -1,0 +1,141 @@
+"""`MemoryStore`: the online store in this process's memory, the fake that ships beside the port.
+
+Same semantics as `RedisStore`, proven by one contract suite; nothing survives the process. Called by tests, the
+evaluation and single-process use. Knows nothing of servers.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from models.events import Event
+from models.features import ANONYMOUS, UserFeatures
+from models.ids import bucket_of, hash64
+from models.store.checks import SESSION_PREFIX, check_events, check_tenant, merge_features
+from models.store.port import STREAM_ONLY, Durability, EventStatus, StoreLimits, StoreUnavailable
+
+
+@dataclass(slots=True)
+class _Profile:
+    ring: list[Event] = field(default_factory=list)
+    seen: dict[int, None] = field(default_factory=dict)  # insertion order = order of first sight
+    expires_ms: float = float("inf")
+
+
+@dataclass(slots=True)
+class _Tenant:
+    profiles: dict[str, _Profile] = field(default_factory=dict)
+    once: dict[tuple[str, str], float] = field(default_factory=dict)  # (owner, event id) -> expiry, oldest first
+    streams: dict[int, list[Event]] = field(default_factory=dict)
+    release: tuple[str | None, int] = (None, 0)
+
+
+class MemoryStore:
+    """An `OnlineStore` without a server.
+
+    Time is the newest `now_ms` it was told. `durability` is what it claims: tests of callers may let it claim `fsync`.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: StoreLimits | None = None,
+        durability: Durability = "none",
+        require_durable: bool = False,
+    ) -> None:
+        self._limits = limits or StoreLimits()
+        self._durability = durability
+        self._require_durable = require_durable
+        self._tenants: dict[str, _Tenant] = {}
+        self._now_ms = 0
+
+    async def append(self, tenant: str, events: Sequence[Event], *, now_ms: int) -> list[EventStatus]:
+        """See `OnlineStore.append`."""
+        check_tenant(tenant)
+        check_events(events)
+        if self._require_durable and self._durability == "none":
+            raise StoreUnavailable(
+                "events in memory are lost with the process: pass require_durable=False to accept that"
+            )
+        self._now_ms = max(self._now_ms, now_ms)
+        state = self._tenants.setdefault(tenant, _Tenant())
+        return [self._apply(state, event) for event in events]
+
+    def _apply(self, state: _Tenant, event: Event) -> EventStatus:
+        once = (event.owner, event.event_id)
+        if state.once.get(once, 0) > self._now_ms:
+            return EventStatus.duplicate
+        state.once[once] = self._now_ms + self._limits.dedupe_s * 1000
+        stream = state.streams.setdefault(bucket_of(event.owner, buckets=self._limits.buckets), [])
+        stream.append(event)
+        del stream[: -self._limits.stream_events]
+        if event.type not in STREAM_ONLY:
+            self._take(state, event)
+        return EventStatus.accepted
+
+    def _take(self, state: _Tenant, event: Event) -> None:
+        profile = self._profile(state, event.owner)
+        if profile is None:
+            profile = state.profiles[event.owner] = _Profile()
+        insort(profile.ring, event, key=lambda e: e.timestamp_ms)
+        del profile.ring[: -self._limits.recent_events]
+        profile.seen.setdefault(hash64(event.item_id or ""))
+        if len(profile.seen) > self._limits.seen_items:
+            del profile.seen[next(iter(profile.seen))]
+        if event.owner.startswith(SESSION_PREFIX):
+            profile.expires_ms = self._now_ms + self._limits.session_s * 1000
+
+    def _profile(self, state: _Tenant, owner: str) -> _Profile | None:
+        profile = state.profiles.get(owner)
+        return profile if profile is not None and profile.expires_ms > self._now_ms else None
+
+    async def fetch(
+        self, tenant: str, owner: str | None, session_owner: str | None, *, timeout_s: float
+    ) -> UserFeatures:
+        """See `OnlineStore.fetch`."""
+        check_tenant(tenant)
+        state = self._tenants.get(tenant, _Tenant())
+        user, session = (self._features(state, name) for name in (owner, session_owner))
+        return merge_features(user, session, limit=self._limits.recent_events)
+
+    def _features(self, state: _Tenant, owner: str | None) -> UserFeatures:
+        profile = self._profile(state, owner) if owner else None
+        if profile is None:
+            return ANONYMOUS
+        ring = profile.ring
+        return UserFeatures(
+            item_ids=tuple(e.item_id or "" for e in ring),
+            types=np.array([e.type for e in ring], np.uint8),
+            values=np.array([e.value for e in ring], np.float32),
+            timestamps_ms=np.array([e.timestamp_ms for e in ring], np.int64),
+            seen=np.unique(np.fromiter(profile.seen, np.uint64)),
+            known=True,
+        )
+
+    async def read_release(self, tenant: str) -> tuple[str | None, int]:
+        """See `OnlineStore.read_release`."""
+        check_tenant(tenant)
+        return self._tenants.get(tenant, _Tenant()).release
+
+    async def move_release(self, tenant: str, text: str, *, expected_epoch: int) -> bool:
+        """See `OnlineStore.move_release`."""
+        check_tenant(tenant)
+        state = self._tenants.setdefault(tenant, _Tenant())
+        if state.release[1] != expected_epoch:
+            return False
+        state.release = (text, expected_epoch + 1)
+        return True
+
+    async def durability(self) -> Durability:
+        """See `OnlineStore.durability`."""
+        return self._durability
+
+    async def ping(self) -> None:
+        """See `OnlineStore.ping`; always succeeds."""
+
+    async def close(self) -> None:
+        """See `OnlineStore.close`; nothing to close."""

@@ -1,0 +1,285 @@
+"""`RedisStore`: the online store on any Redis (7.0 or newer) or Valkey, single or in cluster mode.
+
+One server-side function call per bucket for writes, one round trip for reads (`functions.lua`). URLs may carry TLS
+(`rediss://`) and an ACL user. Called through the `OnlineStore` port. Knows nothing of HTTP or Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from models.events import Event
+from models.features import ANONYMOUS, UserFeatures
+from models.ids import bucket_of, hash64
+from models.store import codec
+from models.store.checks import SESSION_PREFIX, check_events, check_tenant, merge_features
+from models.store.port import (
+    SCHEMA_VERSION,
+    STREAM_ONLY,
+    Durability,
+    EventStatus,
+    StoreError,
+    StoreLimits,
+    StoreMismatch,
+    StoreTimeout,
+    StoreUnavailable,
+)
+from models.store.servers import ClusterServers, Command, Result, Servers, SingleServer
+
+META_KEY = "raycommend:meta"
+_Confirmation = Literal["always", "waitaof", "none"]
+
+
+@cache
+def _library() -> tuple[str, str]:
+    """Return the function library's source and its version, a hash of that source."""
+    source = files("models.store").joinpath("functions.lua").read_text(encoding="utf-8")
+    version = hashlib.sha256(source.encode()).hexdigest()[:12]
+    return source.replace("@VERSION@", version), version
+
+
+class RedisStore:
+    """An `OnlineStore` on a server. Connects at the first call; belongs to one event loop.
+
+    Attributes:
+        skipped_records: how many stored values could not be read and were left out since the start.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        cluster: bool = False,
+        require_durable: bool = True,
+        limits: StoreLimits | None = None,
+        write_timeout_s: float = 0.5,
+        connect_timeout_s: float = 0.1,
+        connections: int = 32,
+    ) -> None:
+        kind = ClusterServers if cluster else SingleServer
+        self._servers: Servers = kind(
+            url, timeout_s=write_timeout_s, connect_timeout_s=connect_timeout_s, connections=connections
+        )
+        self._require_durable = require_durable
+        self._limits = limits or StoreLimits()
+        self._write_timeout_s = write_timeout_s
+        self._slots = asyncio.Semaphore(connections)
+        self._meta_checked = False
+        self._confirmations: dict[str, _Confirmation] = {}
+        self.skipped_records = 0
+
+    async def append(self, tenant: str, events: Sequence[Event], *, now_ms: int) -> list[EventStatus]:
+        """See `OnlineStore.append`."""
+        check_tenant(tenant)
+        check_events(events)
+        if not events:
+            return []
+        groups: dict[int, list[int]] = {}
+        for i, event in enumerate(events):
+            groups.setdefault(bucket_of(event.owner, buckets=self._limits.buckets), []).append(i)
+        async with self._bound(self._write_timeout_s):
+            await self._check_meta()
+            wait_ms = await self._confirm()
+            calls = [self._append_call(tenant, b, [events[i] for i in group], now_ms) for b, group in groups.items()]
+            replies = await self._call(calls, wait_ms=wait_ms)
+        errors = [reply for reply in replies if isinstance(reply, Exception)]
+        if len(errors) == len(replies):
+            raise _translated(errors[0])
+        statuses = [EventStatus.failed] * len(events)
+        for group, reply in zip(groups.values(), replies, strict=True):
+            if not isinstance(reply, Exception):
+                for i, accepted in zip(group, reply, strict=True):
+                    statuses[i] = EventStatus.accepted if accepted else EventStatus.duplicate
+        return statuses
+
+    def _append_call(self, tenant: str, bucket: int, events: list[Event], now_ms: int) -> tuple[str, Command]:
+        limits = self._limits
+        owners = {owner: i + 1 for i, owner in enumerate(dict.fromkeys(e.owner for e in events))}
+        tag = _tag(tenant, bucket)
+        keys: list[str | bytes] = [tag + "ev"]
+        keys += [tag + part + owner for owner in owners for part in ("r:", "s:", "p:")]
+        keys += [(tag + "e:").encode() + codec.dedupe_digest(event) for event in events]
+        session_ms = int(limits.session_s * 1000)
+        args: list[Any] = [now_ms, max(1, int(limits.dedupe_s * 1000)), limits.recent_events, limits.seen_items]
+        args += [limits.stream_events, len(owners)]
+        args += [session_ms if owner.startswith(SESSION_PREFIX) else 0 for owner in owners]
+        for event in events:
+            stored = event.type not in STREAM_ONLY
+            args.append(owners[event.owner])
+            args.append(codec.encode_record(event) if stored else b"")
+            args.append(hash64(event.item_id or "").to_bytes(8, "little") if stored else b"")
+            args.append(codec.encode_stream(event))
+        return tag, _fcall("rc_append", keys, args)
+
+    async def fetch(
+        self, tenant: str, owner: str | None, session_owner: str | None, *, timeout_s: float
+    ) -> UserFeatures:
+        """See `OnlineStore.fetch`."""
+        check_tenant(tenant)
+        owners = [name for name in (owner, session_owner) if name]
+        if not owners:
+            return ANONYMOUS
+        calls = []
+        for name in owners:
+            tag = _tag(tenant, bucket_of(name, buckets=self._limits.buckets))
+            keys: list[str | bytes] = [f"{tag}r:{name}", f"{tag}s:{name}"]
+            calls.append((tag, _fcall("rc_fetch", keys, [self._limits.seen_items], command="FCALL_RO")))
+        async with self._bound(timeout_s):
+            await self._check_meta()
+            replies = await self._call(calls)
+        found = [self._decoded(_checked(reply)) for reply in replies]
+        return found[0] if len(found) == 1 else merge_features(*found, limit=self._limits.recent_events)
+
+    def _decoded(self, reply: Any) -> UserFeatures:
+        features, skipped = codec.decode_features(reply[0], reply[1])
+        self.skipped_records += skipped
+        return features
+
+    async def read_release(self, tenant: str) -> tuple[str | None, int]:
+        """See `OnlineStore.read_release`."""
+        check_tenant(tenant)
+        key = f"{{{tenant}}}:release"
+        async with self._bound(self._write_timeout_s):
+            await self._check_meta()
+            (reply,) = await self._call([(key, ("HMGET", key, "text", "epoch"))])
+        text, epoch = _checked(reply)
+        return (None, 0) if text is None else (text.decode(), int(epoch))
+
+    async def move_release(self, tenant: str, text: str, *, expected_epoch: int) -> bool:
+        """See `OnlineStore.move_release`."""
+        check_tenant(tenant)
+        key = f"{{{tenant}}}:release"
+        async with self._bound(self._write_timeout_s):
+            await self._check_meta()
+            wait_ms = await self._confirm()
+            call = _fcall("rc_move_release", [key], [text, expected_epoch])
+            (reply,) = await self._call([(key, call)], wait_ms=wait_ms)
+        return bool(_checked(reply))
+
+    async def durability(self) -> Durability:
+        """See `OnlineStore.durability`."""
+        async with self._bound(self._write_timeout_s):
+            return "none" if "none" in await self._confirmation() else "fsync"
+
+    async def ping(self) -> None:
+        """See `OnlineStore.ping`."""
+        async with self._bound(self._write_timeout_s):
+            for reply in (await self._servers.everywhere(("PING",))).values():
+                _checked(reply)
+
+    async def close(self) -> None:
+        """See `OnlineStore.close`."""
+        await self._servers.close()
+
+    @asynccontextmanager
+    async def _bound(self, timeout_s: float) -> AsyncIterator[None]:
+        """Hold a place among the connections until the end of a time: what takes longer is a `StoreTimeout`."""
+        try:
+            async with asyncio.timeout(timeout_s), self._slots:
+                yield
+        except TimeoutError:
+            raise StoreTimeout(f"the store did not answer within {timeout_s * 1000:.0f} ms") from None
+        except RedisError as error:
+            raise _translated(error) from None
+
+    async def _call(self, calls: Sequence[tuple[str, Command]], *, wait_ms: int | None = None) -> list[Result]:
+        """Run calls; where a server lost the functions (restart, failover), load them and repeat those calls."""
+        replies = await self._servers.run(calls, wait_ms=wait_ms)
+        missing = [i for i, reply in enumerate(replies) if _function_missing(reply)]
+        if missing:
+            source, _ = _library()
+            for reply in (await self._servers.everywhere(("FUNCTION", "LOAD", "REPLACE", source))).values():
+                if isinstance(reply, Exception):
+                    raise _translated(reply)
+            again = await self._servers.run([calls[i] for i in missing], wait_ms=wait_ms)
+            for i, reply in zip(missing, again, strict=True):
+                replies[i] = reply
+        if any(isinstance(reply, Exception) for reply in replies):
+            self._confirmations.clear()  # it may come back with another configuration
+        return replies
+
+    async def _check_meta(self) -> None:
+        if self._meta_checked:
+            return
+        wanted = {"buckets": self._limits.buckets, "schema version": SCHEMA_VERSION}
+        (reply,) = await self._call([(META_KEY, _fcall("rc_fix_meta", [META_KEY], list(wanted.values())))])
+        for (name, mine), fixed in zip(wanted.items(), _checked(reply), strict=True):
+            if int(fixed) != mine:
+                raise StoreMismatch(
+                    f"this store was created with {name} {int(fixed)}, this process wants {mine}: "
+                    "use the matching settings and release, or an empty store"
+                )
+        self._meta_checked = True
+
+    async def _confirm(self) -> int | None:
+        """Return how long to wait for the append-only file, in ms, or None where the reply itself says enough."""
+        modes = await self._confirmation()
+        if "none" in modes and self._require_durable:
+            raise StoreUnavailable(
+                "the store cannot promise durable events: set 'appendonly yes' and 'appendfsync always' "
+                "(or any append-only file where WAITAOF exists), or accept loss with require_durable=False"
+            )
+        return int(self._write_timeout_s * 1000) if "waitaof" in modes else None
+
+    async def _confirmation(self) -> set[_Confirmation]:
+        names = await self._servers.names()
+        if not names <= self._confirmations.keys():
+            configs = await self._servers.everywhere(("CONFIG", "GET", "append*"))
+            waits = await self._servers.everywhere(("WAITAOF", 1, 0, 1))
+            self._confirmations = {name: _confirmation(configs[name], waits.get(name)) for name in configs}
+        return set(self._confirmations.values())
+
+
+def _tag(tenant: str, bucket: int) -> str:
+    return f"{{{tenant}:{bucket}}}"
+
+
+def _fcall(name: str, keys: Sequence[str | bytes], args: Sequence[Any], *, command: str = "FCALL") -> Command:
+    return (command, f"{name}_{_library()[1]}", len(keys), *keys, *args)
+
+
+def _function_missing(reply: Result) -> bool:
+    return isinstance(reply, ResponseError) and "function not found" in str(reply).lower()
+
+
+def _confirmation(config: Result, waited: Result) -> _Confirmation:
+    """Judge one primary by its configuration or, where CONFIG is denied (managed services), by what WAITAOF says."""
+    if not isinstance(config, Exception):
+        items = list(config.items()) if isinstance(config, dict) else list(zip(config[::2], config[1::2], strict=True))
+        settings = {_str(name): _str(value) for name, value in items}
+        if settings.get("appendonly") != "yes":
+            return "none"
+        if settings.get("appendfsync") == "always":
+            return "always"
+    return "none" if isinstance(waited, Exception) or waited is None else "waitaof"
+
+
+def _str(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _checked(reply: Result) -> Any:
+    if isinstance(reply, Exception):
+        raise _translated(reply)
+    return reply
+
+
+def _translated(error: Exception) -> StoreError:
+    """Return our error for theirs. Server messages may quote keys, which hold user ids: only their kind is kept."""
+    if isinstance(error, StoreError):
+        return error
+    if isinstance(error, RedisTimeoutError):
+        return StoreTimeout("the store did not answer in time")
+    if isinstance(error, AuthenticationError):
+        return StoreUnavailable("the store refuses this user or password")
+    code = str(error).split(" ", 1)[0] if isinstance(error, ResponseError) else ""
+    return StoreUnavailable(f"the store failed: {type(error).__name__} {code if code.isupper() else ''}".rstrip())

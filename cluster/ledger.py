@@ -21,8 +21,8 @@ from cluster.errors import OperatorError
 from cluster.processes import ProcessId, Seen
 
 Kind = Literal["driver", "ray", "engine", "haproxy", "other", "valkey"]
-# Who ends first, and what share of the grace it gets. The driver tidies up by itself and takes longest. Ray restarts what
-# dies beside it, so it goes before HAProxy; its agents never answer SIGTERM once the raylet is gone, so waiting is idle.
+# Who ends first, and what share of the grace it gets. The driver tidies up by itself and takes longest. Ray restarts
+# what dies beside it, so it goes before HAProxy; its agents ignore SIGTERM once the raylet is gone: waiting is idle.
 # The store goes last, because everything else may still be writing to it, and gets time to finish its file.
 _STAGES: tuple[tuple[tuple[Kind, ...], float], ...] = (
     (("driver",), 2.0),

@@ -48,10 +48,15 @@ class Dataset:
 
 
 def write_dataset(dataset: Dataset, folder: Path) -> None:
-    """Write `dataset` to `folder`. Effect: atomic; what `folder` held before is replaced."""
+    """Write `dataset` to `folder`. Effect: atomic; an older data set there is replaced.
+
+    Raises DatasetError when `folder` holds something else.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if folder.exists() and not (folder / _HEAD).is_file() and any(folder.iterdir()):
+        raise DatasetError(f"{folder}: holds something that is no data set; name an empty or new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     try:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from models.hub.entries import Entry
+from models.hub.entries import RECEIPT, Entry
 from models.hub.uri import HubError
 from models.progress import Progress, silent
 
@@ -27,6 +27,8 @@ def materialise_gguf(
     entry = Entry(target)
     if entry.files() is not None:
         return target
+    if target.exists() and not (target / RECEIPT).is_file() and any(target.iterdir()):
+        raise HubError(f"{target}: holds something that was not converted here; name an empty or new folder")
     with file.open("rb") as head:
         if head.read(4) != b"GGUF":
             raise HubError(f"{file}: not a GGUF file; point the generator at a .gguf or a transformers folder")

@@ -79,14 +79,24 @@ def _parquet(path: Path) -> Iterator[Row]:
         with pq.ParquetFile(path) as file:
             row = 0
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                columns = {name: batch.column(i).to_pylist() for i, name in enumerate(batch.schema.names)}
+                columns = {name: _plain(batch.column(i)) for i, name in enumerate(batch.schema.names)}
                 if "attributes" in columns:
                     columns["attributes"] = [_attributes(value) for value in columns["attributes"]]
                 for cells in zip(*columns.values(), strict=True):
                     row += 1
                     yield row, dict(zip(columns, cells, strict=True))
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise ImportFailed(f"{path}: not a readable Parquet file ({error})") from error
+
+
+def _plain(column: Any) -> list[Any]:
+    """Return Python values; nanoseconds have no Python type and are cut to microseconds."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        column = column.cast(pa.timestamp("us", kind.tz), safe=False)
+    return list(column.to_pylist())
 
 
 def _attributes(value: Any) -> Any:

@@ -7,6 +7,7 @@ holds no user id. Called by the importers. Knows nothing of file formats.
 from __future__ import annotations
 
 import math
+import re
 import time
 from array import array
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,7 @@ EARLIEST_MS = 631_152_000_000
 _DAY_MS = 86_400_000
 _MAX_TITLE, _MAX_TEXT, _MAX_NAME = 1_000, 100_000, 64
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+_NAME = re.compile(r"[A-Za-z_]{1,40}")
 _TYPES = {t.name: int(t) for t in EventType if t is not EventType.search}
 _ITEM_FIELDS = frozenset({"id", "title", "text", "attributes"})
 _EVENT_FIELDS = frozenset({"user", "item", "type", "time", "value"})
@@ -105,7 +107,7 @@ class EventRows:
             if item not in self._item_codes:
                 raise BadRow(f"unknown item: {item} is not among the items")
         if not isinstance(kind, str) or kind not in _TYPES:
-            raise BadRow(f"type: {_shown(kind)} is none of {', '.join(_TYPES)}")
+            raise BadRow(f"type: {_quoted(kind)} is none of {', '.join(_TYPES)}")
         at = self._time(row.get("time"))
         given = row.get("value")
         if given is None and kind == "rating":
@@ -154,12 +156,12 @@ def _milliseconds(given: str | datetime) -> int:
         moment = datetime.fromisoformat(given) if isinstance(given, str) else given
         return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
     except (ValueError, OverflowError) as error:
-        raise BadRow(f"time: {_shown(given)} is no ISO 8601 time") from error
+        raise BadRow("time: text that is no ISO 8601 time") from error
 
 
 def _known(row: Any, fields: frozenset[str]) -> None:
     if unknown := set(row) - fields:
-        raise BadRow(f"unknown field: {_shown(min(map(str, unknown)))} is none of {', '.join(sorted(fields))}")
+        raise BadRow(f"unknown field: {_quoted(min(map(str, unknown)))} is none of {', '.join(sorted(fields))}")
 
 
 def _id(row: Mapping[str, Any], name: str) -> str:
@@ -208,6 +210,6 @@ def _finite(value: Any, name: str) -> float:
     return float(value)
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}…"
+def _quoted(value: Any) -> str:
+    """Quote what looks like a name; anything else might be a user id in the wrong column."""
+    return repr(value) if isinstance(value, str) and _NAME.fullmatch(value) else "what is given"

@@ -33,6 +33,14 @@ class StoreUnavailable(StoreError):
     """The store cannot be reached, refuses to write, or cannot promise what was asked for."""
 
 
+class CommandRefused(StoreUnavailable):
+    """The server answered, and the answer was no (not permitted, unknown, out of memory, wrong type)."""
+
+
+class FunctionMissing(CommandRefused):
+    """A server lost our functions (restart without data, failover): they are loaded again, callers never see this."""
+
+
 class StoreTimeout(StoreError):
     """The store did not answer in time. What was sent may still take effect; a retry is harmless."""
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal
-
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from typing import TYPE_CHECKING, Any, Literal
 
 from models.events import Event
 from models.features import ANONYMOUS, UserFeatures
@@ -25,17 +23,22 @@ from models.store.checks import SESSION_PREFIX, check_events, check_tenant, merg
 from models.store.port import (
     SCHEMA_VERSION,
     STREAM_ONLY,
+    CommandRefused,
     Durability,
     EventStatus,
+    FunctionMissing,
     StoreError,
     StoreLimits,
     StoreMismatch,
     StoreTimeout,
     StoreUnavailable,
 )
-from models.store.servers import ClusterServers, Command, Result, Servers, SingleServer
+
+if TYPE_CHECKING:
+    from models.store.servers import Command, Result, Servers
 
 META_KEY = "raycommend:meta"
+_PROBE_AGAIN_S, _PROBE_SOON_S = 30.0, 1.0
 _Confirmation = Literal["always", "waitaof", "none"]
 
 
@@ -65,6 +68,8 @@ class RedisStore:
         connect_timeout_s: float = 0.1,
         connections: int = 32,
     ) -> None:
+        from models.store.servers import ClusterServers, SingleServer  # here, because the client library loads slowly
+
         kind = ClusterServers if cluster else SingleServer
         self._servers: Servers = kind(
             url, timeout_s=write_timeout_s, connect_timeout_s=connect_timeout_s, connections=connections
@@ -75,6 +80,7 @@ class RedisStore:
         self._slots = asyncio.Semaphore(connections)
         self._meta_checked = False
         self._confirmations: dict[str, _Confirmation] = {}
+        self._probe_at = 0.0
         self.skipped_records = 0
 
     async def append(self, tenant: str, events: Sequence[Event], *, now_ms: int) -> list[EventStatus]:
@@ -91,12 +97,12 @@ class RedisStore:
             wait_ms = await self._confirm()
             calls = [self._append_call(tenant, b, [events[i] for i in group], now_ms) for b, group in groups.items()]
             replies = await self._call(calls, wait_ms=wait_ms)
-        errors = [reply for reply in replies if isinstance(reply, Exception)]
+        errors = [reply for reply in replies if isinstance(reply, StoreError)]
         if len(errors) == len(replies):
-            raise _translated(errors[0])
+            raise errors[0]
         statuses = [EventStatus.failed] * len(events)
         for group, reply in zip(groups.values(), replies, strict=True):
-            if not isinstance(reply, Exception):
+            if not isinstance(reply, StoreError):
                 for i, accepted in zip(group, reply, strict=True):
                     statuses[i] = EventStatus.accepted if accepted else EventStatus.duplicate
         return statuses
@@ -175,6 +181,7 @@ class RedisStore:
         async with self._bound(self._write_timeout_s):
             for reply in (await self._servers.everywhere(("PING",))).values():
                 _checked(reply)
+            await self._check_meta()
 
     async def close(self) -> None:
         """See `OnlineStore.close`."""
@@ -188,23 +195,19 @@ class RedisStore:
                 yield
         except TimeoutError:
             raise StoreTimeout(f"the store did not answer within {timeout_s * 1000:.0f} ms") from None
-        except RedisError as error:
-            raise _translated(error) from None
 
     async def _call(self, calls: Sequence[tuple[str, Command]], *, wait_ms: int | None = None) -> list[Result]:
         """Run calls; where a server lost the functions (restart, failover), load them and repeat those calls."""
         replies = await self._servers.run(calls, wait_ms=wait_ms)
-        missing = [i for i, reply in enumerate(replies) if _function_missing(reply)]
+        missing = [i for i, reply in enumerate(replies) if isinstance(reply, FunctionMissing)]
         if missing:
-            source, _ = _library()
-            for reply in (await self._servers.everywhere(("FUNCTION", "LOAD", "REPLACE", source))).values():
-                if isinstance(reply, Exception):
-                    raise _translated(reply)
+            loaded = (await self._servers.everywhere(("FUNCTION", "LOAD", "REPLACE", _library()[0]))).values()
+            failures = [reply for reply in loaded if isinstance(reply, StoreError)]
+            if len(failures) == len(loaded):
+                raise failures[0]
             again = await self._servers.run([calls[i] for i in missing], wait_ms=wait_ms)
             for i, reply in zip(missing, again, strict=True):
                 replies[i] = reply
-        if any(isinstance(reply, Exception) for reply in replies):
-            self._confirmations.clear()  # it may come back with another configuration
         return replies
 
     async def _check_meta(self) -> None:
@@ -222,8 +225,10 @@ class RedisStore:
 
     async def _confirm(self) -> int | None:
         """Return how long to wait for the append-only file, in ms, or None where the reply itself says enough."""
+        if not self._require_durable:
+            return None
         modes = await self._confirmation()
-        if "none" in modes and self._require_durable:
+        if "none" in modes:
             raise StoreUnavailable(
                 "the store cannot promise durable events: set 'appendonly yes' and 'appendfsync always' "
                 "(or any append-only file where WAITAOF exists), or accept loss with require_durable=False"
@@ -231,11 +236,20 @@ class RedisStore:
         return int(self._write_timeout_s * 1000) if "waitaof" in modes else None
 
     async def _confirmation(self) -> set[_Confirmation]:
-        names = await self._servers.names()
-        if not names <= self._confirmations.keys():
+        """Return how the primaries confirm; asks them again from time to time, and soon after one did not answer."""
+        known = await self._servers.names() <= self._confirmations.keys()
+        now = time.monotonic()
+        if now >= self._probe_at or not self._confirmations:
+            self._probe_at = now + _PROBE_AGAIN_S
             configs = await self._servers.everywhere(("CONFIG", "GET", "append*"))
             waits = await self._servers.everywhere(("WAITAOF", 1, 0, 1))
-            self._confirmations = {name: _confirmation(configs[name], waits.get(name)) for name in configs}
+            verdicts = {name: _judged(config, waits.get(name)) for name, config in configs.items()}
+            before = self._confirmations  # what a primary said before holds while it does not answer
+            self._confirmations = {name: v for name in verdicts if (v := verdicts[name] or before.get(name))}
+            if not self._confirmations:
+                raise next(config for config in configs.values() if isinstance(config, StoreError))
+        elif not known:
+            self._probe_at = min(self._probe_at, now + _PROBE_SOON_S)
         return set(self._confirmations.values())
 
 
@@ -247,20 +261,22 @@ def _fcall(name: str, keys: Sequence[str | bytes], args: Sequence[Any], *, comma
     return (command, f"{name}_{_library()[1]}", len(keys), *keys, *args)
 
 
-def _function_missing(reply: Result) -> bool:
-    return isinstance(reply, ResponseError) and "function not found" in str(reply).lower()
+def _judged(config: Result, waited: Result) -> _Confirmation | None:
+    """Judge one primary; None where it did not answer.
 
-
-def _confirmation(config: Result, waited: Result) -> _Confirmation:
-    """Judge one primary by its configuration or, where CONFIG is denied (managed services), by what WAITAOF says."""
-    if not isinstance(config, Exception):
+    Where CONFIG is denied (managed services), what WAITAOF says has to do: it refuses without an append-only file.
+    """
+    if isinstance(config, StoreError):
+        if not isinstance(config, CommandRefused):
+            return None
+    else:
         items = list(config.items()) if isinstance(config, dict) else list(zip(config[::2], config[1::2], strict=True))
         settings = {_str(name): _str(value) for name, value in items}
         if settings.get("appendonly") != "yes":
             return "none"
         if settings.get("appendfsync") == "always":
             return "always"
-    return "none" if isinstance(waited, Exception) or waited is None else "waitaof"
+    return "none" if isinstance(waited, StoreError) or waited is None else "waitaof"
 
 
 def _str(value: str | bytes) -> str:
@@ -268,18 +284,6 @@ def _str(value: str | bytes) -> str:
 
 
 def _checked(reply: Result) -> Any:
-    if isinstance(reply, Exception):
-        raise _translated(reply)
+    if isinstance(reply, StoreError):
+        raise reply
     return reply
-
-
-def _translated(error: Exception) -> StoreError:
-    """Return our error for theirs. Server messages may quote keys, which hold user ids: only their kind is kept."""
-    if isinstance(error, StoreError):
-        return error
-    if isinstance(error, RedisTimeoutError):
-        return StoreTimeout("the store did not answer in time")
-    if isinstance(error, AuthenticationError):
-        return StoreUnavailable("the store refuses this user or password")
-    code = str(error).split(" ", 1)[0] if isinstance(error, ResponseError) else ""
-    return StoreUnavailable(f"the store failed: {type(error).__name__} {code if code.isupper() else ''}".rstrip())

@@ -1,12 +1,13 @@
 """One interface over a single server and a cluster: commands in, results or errors out, one pipeline a node.
 
 Called by `RedisStore` only. Knows nothing of events: it routes by key, confirms `WAITAOF` on the connection that
-wrote, follows a cluster that moved, and translates nothing.
+wrote, follows a cluster that moved, and turns the client library's errors into ours.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -14,15 +15,30 @@ from redis.asyncio import ConnectionPool, Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode, PipelineCommand
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, TryAgainError
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    ClusterDownError,
+    MovedError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from models.store.port import CommandRefused, FunctionMissing, StoreTimeout, StoreUnavailable
 
 Command = tuple[Any, ...]
 """A command and its arguments."""
 
 Result = Any
-"""A reply, or the `RedisError` of this one command."""
+"""A reply, or the `StoreError` of this one command."""
+
+
+_ERRORS = (RedisError, RedisClusterException)
+_MOVED = (MovedError, TryAgainError, ClusterDownError, RedisConnectionError, RedisClusterException)
 
 
 class Servers(Protocol):
@@ -53,8 +69,11 @@ def _wait(wait_ms: int) -> Command:
     return ("WAITAOF", 1, 0, wait_ms)
 
 
-def _confirmed(results: list[Result], waited: Result) -> list[Result]:
-    """Let a WAITAOF that failed or ran out of time replace every success it was to confirm."""
+def _confirmed(results: list[Result], wait_ms: int | None) -> list[Result]:
+    """Take WAITAOF's reply off the end; where it failed or ran out of time it replaces every success before it."""
+    if wait_ms is None:
+        return results
+    *results, waited = results
     if not isinstance(waited, Exception):
         if waited[0] >= 1:
             return results
@@ -74,11 +93,6 @@ class SingleServer:
 
     async def run(self, commands: Sequence[tuple[str, Command]], *, wait_ms: int | None = None) -> list[Result]:
         """See `Servers.run`."""
-        if len(commands) == 1 and wait_ms is None:
-            try:
-                return [await self._client.execute_command(*commands[0][1])]  # type: ignore[no-untyped-call]
-            except RedisError as error:
-                return [error]
         try:
             async with self._client.pipeline(transaction=False) as pipe:
                 for _, command in commands:
@@ -87,8 +101,8 @@ class SingleServer:
                     pipe.execute_command(*_wait(wait_ms))
                 results: list[Result] = await pipe.execute(raise_on_error=False)
         except RedisError as error:
-            return [error] * len(commands)
-        return results if wait_ms is None else _confirmed(results[:-1], results[-1])
+            return [_translated(error)] * len(commands)
+        return [_translated(result) for result in _confirmed(results, wait_ms)]
 
     async def everywhere(self, command: Command) -> dict[str, Result]:
         """See `Servers.everywhere`."""
@@ -108,34 +122,44 @@ class ClusterServers:
     """A server in cluster mode. A node that fails does not touch the commands of the others."""
 
     def __init__(self, url: str, *, timeout_s: float, connect_timeout_s: float, connections: int) -> None:
-        options = _options(timeout_s=timeout_s, connect_timeout_s=connect_timeout_s)
-        no_retry = Retry(NoBackoff(), 0)
-        self._client = RedisCluster.from_url(url, max_connections=connections, retry=no_retry, **options)
+        # A node that hangs must leave time to report on the others.
+        options = _options(timeout_s=0.8 * timeout_s, connect_timeout_s=connect_timeout_s)
+        self._client = RedisCluster.from_url(
+            url, max_connections=connections, retry=Retry(NoBackoff(), 0), require_full_coverage=False, **options
+        )
 
     async def run(self, commands: Sequence[tuple[str, Command]], *, wait_ms: int | None = None) -> list[Result]:
         """See `Servers.run`."""
         results = await self._scatter(commands, wait_ms)
-        moved = [i for i, result in enumerate(results) if _topology_changed(result)]
+        moved = [i for i, result in enumerate(results) if isinstance(result, _MOVED)]
         if moved:
             # The map is old, a node is gone or a connection had gone stale: learn the map and try those once more.
             await self._refresh()
             again = await self._scatter([commands[i] for i in moved], wait_ms)
             for i, result in zip(moved, again, strict=True):
                 results[i] = result
-        return results
+        for i, result in enumerate(results):
+            # A slot on its way to another node. WAITAOF cannot follow there, so waiting writers have to send again.
+            if isinstance(result, AskError) and wait_ms is None:
+                results[i] = await self._follow(commands[i][1])
+        return [_translated(result) for result in results]
 
     async def _scatter(self, commands: Sequence[tuple[str, Command]], wait_ms: int | None) -> list[Result]:
         results: list[Result] = [None] * len(commands)
         groups: dict[str, tuple[ClusterNode, list[int]]] = {}
         try:
             await self._client.initialize()
-            for i, (key, _) in enumerate(commands):
+        except _ERRORS as error:
+            return [error] * len(commands)
+        for i, (key, _) in enumerate(commands):
+            try:
                 node = self._client.get_node_from_key(key)
                 if node is None:
                     raise ClusterDownError("no primary serves this slot")
+            except _ERRORS as error:
+                results[i] = error
+            else:
                 groups.setdefault(node.name, (node, []))[1].append(i)
-        except RedisError as error:
-            return [error] * len(commands)
 
         async def on_node(node: ClusterNode, positions: list[int]) -> None:
             replies = await _pipeline(node, [commands[i][1] for i in positions], wait_ms)
@@ -145,34 +169,38 @@ class ClusterServers:
         await asyncio.gather(*(on_node(node, positions) for node, positions in groups.values()))
         return results
 
-    async def _refresh(self) -> None:
+    async def _follow(self, command: Command) -> Result:
         try:
+            return await self._client.execute_command(*command)
+        except _ERRORS as error:
+            return error
+
+    async def _refresh(self) -> None:
+        # Without success the second attempt reports what is wrong.
+        with contextlib.suppress(*_ERRORS):
             await self._client.nodes_manager.initialize()
-        except RedisError:
-            return  # the second attempt reports what is wrong
 
     async def everywhere(self, command: Command) -> dict[str, Result]:
         """See `Servers.everywhere`."""
         try:
             await self._client.initialize()
-        except RedisError as error:
-            return {"": error}
+        except _ERRORS as error:
+            return {"": _translated(error)}
         nodes = self._client.get_primaries()
         replies = await asyncio.gather(*(_pipeline(node, [command], None) for node in nodes))
-        return {node.name: reply[0] for node, reply in zip(nodes, replies, strict=True)}
+        return {node.name: _translated(reply[0]) for node, reply in zip(nodes, replies, strict=True)}
 
     async def names(self) -> frozenset[str]:
         """See `Servers.names`."""
-        await self._client.initialize()
+        try:
+            await self._client.initialize()
+        except _ERRORS as error:
+            raise _translated(error) from None
         return frozenset(node.name for node in self._client.get_primaries())
 
     async def close(self) -> None:
         """See `Servers.close`."""
         await self._client.aclose()
-
-
-def _topology_changed(result: Result) -> bool:
-    return isinstance(result, MovedError | AskError | TryAgainError | ClusterDownError | RedisConnectionError)
 
 
 async def _pipeline(node: ClusterNode, commands: Sequence[Command], wait_ms: int | None) -> list[Result]:
@@ -181,5 +209,21 @@ async def _pipeline(node: ClusterNode, commands: Sequence[Command], wait_ms: int
         await node.execute_pipeline(sent)
     except RedisError as error:
         return [error] * len(commands)
-    results = [command.result for command in sent]
-    return results if wait_ms is None else _confirmed(results[:-1], results[-1])
+    return _confirmed([command.result for command in sent], wait_ms)
+
+
+def _translated(result: Result) -> Result:
+    """Return our error for theirs. Server messages may quote keys, which hold user ids: only their kind is kept."""
+    if not isinstance(result, Exception):
+        return result
+    if isinstance(result, RedisTimeoutError):
+        return StoreTimeout("the store did not answer in time")
+    if isinstance(result, AuthenticationError):
+        return StoreUnavailable("the store refuses this user or password")
+    if isinstance(result, ResponseError):
+        if "function not found" in str(result).lower():
+            return FunctionMissing("the store lacks our functions")
+        code = str(result).split(" ", 1)[0]
+        kind = code if code.isupper() else type(result).__name__
+        return CommandRefused(f"the store refused a command: {kind}")
+    return StoreUnavailable(f"the store cannot be reached: {type(result).__name__}")

@@ -1,0 +1,43 @@
+"""The benchmarks there are: name → where the function lives. Importing this imports no benchmark.
+
+A new benchmark is one line here and one function `bench(context: BenchContext) -> None`. Measures that only it needs
+are registered with `@measure` in its own module, which `verify` imports through this table.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from loadtests.bench.harness import BenchContext
+
+BenchFunction = Callable[["BenchContext"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One benchmark: `module:function` and what it tells, in a sentence."""
+
+    name: str
+    where: str
+    summary: str
+
+    def load(self) -> BenchFunction:
+        """Import its module and return the function."""
+        module, _, function = self.where.partition(":")
+        return cast(BenchFunction, getattr(importlib.import_module(module), function))
+
+
+def _table(*benches: Bench) -> dict[str, Bench]:
+    return {bench.name: bench for bench in benches}
+
+
+BENCHES = _table(
+    Bench("client", "loadtests.bench.client:bench", "the load client's own ceiling, beside wrk where it is installed"),
+    Bench(
+        "http", "loadtests.bench.http:bench", "a running cluster: highest rate within the objective, latency by stage"
+    ),
+)

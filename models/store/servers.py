@@ -16,7 +16,6 @@ from redis.asyncio.cluster import ClusterNode, PipelineCommand
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
-    AskError,
     AuthenticationError,
     ClusterDownError,
     MovedError,
@@ -119,7 +118,11 @@ class SingleServer:
 
 
 class ClusterServers:
-    """A server in cluster mode. A node that fails does not touch the commands of the others."""
+    """A server in cluster mode. A node that fails does not touch the commands of the others.
+
+    While a slot moves key by key, commands of several keys are refused there (ASK, TRYAGAIN) and so are ours: writers
+    have to send again. Atomic slot migration (Valkey 9) has no such moment.
+    """
 
     def __init__(self, url: str, *, timeout_s: float, connect_timeout_s: float, connections: int) -> None:
         # A node that hangs must leave time to report on the others.
@@ -138,10 +141,6 @@ class ClusterServers:
             again = await self._scatter([commands[i] for i in moved], wait_ms)
             for i, result in zip(moved, again, strict=True):
                 results[i] = result
-        for i, result in enumerate(results):
-            # A slot on its way to another node. WAITAOF cannot follow there, so waiting writers have to send again.
-            if isinstance(result, AskError) and wait_ms is None:
-                results[i] = await self._follow(commands[i][1])
         return [_translated(result) for result in results]
 
     async def _scatter(self, commands: Sequence[tuple[str, Command]], wait_ms: int | None) -> list[Result]:
@@ -168,12 +167,6 @@ class ClusterServers:
 
         await asyncio.gather(*(on_node(node, positions) for node, positions in groups.values()))
         return results
-
-    async def _follow(self, command: Command) -> Result:
-        try:
-            return await self._client.execute_command(*command)
-        except _ERRORS as error:
-            return error
 
     async def _refresh(self) -> None:
         # Without success the second attempt reports what is wrong.

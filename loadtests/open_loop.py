@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import ipaddress
+import resource
 import socket
 import ssl
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from loadtests.workload import Request
 _BURST = 32
 """Arrivals taken up in one turn of the loop when behind, so that answers are still read in between."""
 _SWEEP_S = 0.02
+_SPARE_FILES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,8 @@ class _Target:
     address: str
     port: int
     host: str
+    """As in the Host header, with the port."""
+    name: str
     tls: ssl.SSLContext | None
 
 
@@ -74,12 +78,9 @@ async def open_loop(options: OpenLoopOptions, requests: Sequence[Request]) -> Ru
 
     Raises LoadError before anything is sent when the options are not runnable.
     """
-    if options.max_in_flight < 1 or options.timeout_s <= 0:
-        raise LoadError("max_in_flight must be at least 1 and timeout_s above 0")
+    _check(options)
     if not requests:
         raise LoadError("the workload holds no request")
-    if options.warmup_s < 0:
-        raise LoadError("warmup_s must not be negative")
     target = await asyncio.to_thread(_resolve, options.url, allow_remote=options.allow_remote)
     total_s = options.warmup_s + options.duration_s
     offsets = arrivals_ns(options.rate_rps, total_s, process=options.arrivals, seed=options.seed).tolist()
@@ -102,19 +103,33 @@ async def open_loop(options: OpenLoopOptions, requests: Sequence[Request]) -> Ru
     return RunResult(table, options.spec() | {"measured_s": options.duration_s})
 
 
+def _check(options: OpenLoopOptions) -> None:
+    if options.max_in_flight < 1 or options.timeout_s <= 0:
+        raise LoadError("max_in_flight must be at least 1 and timeout_s above 0")
+    if options.warmup_s < 0:
+        raise LoadError("warmup_s must not be negative")
+    if options.api_key is not None and not (options.api_key.isascii() and options.api_key.isprintable()):
+        raise LoadError("the credential holds characters that no header can carry")
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files != resource.RLIM_INFINITY and options.max_in_flight + _SPARE_FILES > files:
+        raise LoadError(f"max_in_flight {options.max_in_flight} needs more than the {files} open files of `ulimit -n`")
+
+
 def _resolve(url: str, *, allow_remote: bool) -> _Target:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise LoadError(f"url must look like http://127.0.0.1:8000, not {url!r}")
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        address = str(socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)[0][4][0])
+        found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise LoadError(f"host {parts.hostname!r} of the url does not resolve: {error}") from error
+    found.sort(key=lambda entry: entry[0] != socket.AF_INET)  # a server on this machine often listens on IPv4 only
+    address = str(found[0][4][0])
     if not allow_remote and not ipaddress.ip_address(address).is_loopback:
         raise LoadError(f"{parts.hostname} is not this machine: pass --allow-remote if its owner agreed to the load")
     tls = ssl.create_default_context() if parts.scheme == "https" else None
-    return _Target(address, port, parts.netloc.rpartition("@")[2], tls)
+    return _Target(address, port, parts.netloc.rpartition("@")[2], parts.hostname, tls)
 
 
 class _Run:
@@ -187,7 +202,7 @@ class _Run:
 
     async def _connect(self, exchange: Exchange) -> None:
         target = self._target
-        name = target.host.rsplit(":", 1)[0] if target.tls else None
+        name = target.name if target.tls else None
         try:
             _, connection = await self._loop.create_connection(
                 lambda: Connection(self._on_done, self._on_lost),

@@ -85,7 +85,7 @@ def to_table(
         "outcome": np.array([e.outcome for e in exchanges], dtype=np.int8),
         "status": np.array([e.status for e in exchanges], dtype=np.int16),
         "bytes": np.array([e.bytes_in for e in exchanges], dtype=np.int64),
-        "degraded": np.array([e.degraded for e in exchanges], dtype=bool),
+        "degraded": np.array([e.degraded or _cut_short(e) for e in exchanges], dtype=bool),
         "retried": np.array([e.retried for e in exchanges], dtype=bool),
         "intended_ns": np.asarray(intended, dtype=np.int64),
         "items_ns": since([_first(e, b"items") for e in exchanges]),
@@ -97,6 +97,11 @@ def to_table(
     for name in ("woke_ns", "sent_ns", "first_byte_ns", "done_ns"):
         columns[name] = since([getattr(e, name) for e in exchanges])
     return pa.table(columns | _stages(exchanges))
+
+
+def _cut_short(exchange: Exchange) -> bool:
+    """A stream that gave its items and never `done` is a degraded answer by the contract."""
+    return exchange.sse and bool(_first(exchange, b"items")) and not _first(exchange, b"done")
 
 
 def _first(exchange: Exchange, event: bytes) -> int:

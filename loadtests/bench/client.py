@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -49,10 +49,11 @@ def bench(context: BenchContext) -> None:
     """Run the benchmark `client`."""
     options = context.options(ClientOptions)
     runs: list[str] = []
+    requests = workload.generate(workload.ids_from("943"), workload.ids_from("1682"), 5000)
     with _loopback_server() as url:
 
         def probe(rate: float) -> bool:
-            run = _offer(url, rate, options.duration_s, options.warmup_s, seed=len(runs))
+            run = _offer(url, requests, rate, options.duration_s, options.warmup_s, seed=len(runs))
             runs.append(context.save_run(f"rate-{rate:g}", run))
             held = holds(run, objective_ms=options.objective_ms)
             context.tell(f"{rate:g}/s: {'held' if held else 'not held'}")
@@ -65,14 +66,14 @@ def bench(context: BenchContext) -> None:
             context.target("lag_p99_at_ceiling_ms", "client_lag_quantile", shown, q=0.99)
         aim = Aim(at_least=1000)
         context.target("ceiling_rps", "highest_rate", *runs, aim=aim, objective_ms=options.objective_ms)
-        _beside_wrk(context, options, url)
+        _beside_wrk(context, options, url, requests)
 
 
-def _beside_wrk(context: BenchContext, options: ClientOptions, url: str) -> None:
+def _beside_wrk(context: BenchContext, options: ClientOptions, url: str, requests: Sequence[workload.Request]) -> None:
     seeds = count(100)
 
     def ours() -> list[float]:
-        run = _offer(url, options.low_rate, options.round_s, 0.2, seed=next(seeds))
+        run = _offer(url, requests, options.low_rate, options.round_s, 0.2, seed=next(seeds))
         values: list[float] = report.latency_ms(report.measured(run.table)).tolist()
         return values
 
@@ -81,15 +82,16 @@ def _beside_wrk(context: BenchContext, options: ClientOptions, url: str) -> None
     context.facts["wrk"] = wrk is not None
     if wrk:
         arms["wrk"] = lambda: [_wrk_p50_ms(wrk, url, options.round_s)]
-    raw = context.interleave("low-rate", arms)
+    raw = context.interleave("low-rate", arms, warmup=0)  # each arm warms itself
     context.target("p50_at_low_rate_ms", "arm", raw, name="ours")
     if wrk:
         context.target("wrk_p50_ms", "arm", raw, name="wrk")
         context.target("p50_over_wrk", "paired_ratio", raw, over="ours", under="wrk")
 
 
-def _offer(url: str, rate: float, duration_s: float, warmup_s: float, *, seed: int) -> RunResult:
-    requests = workload.generate(workload.ids_from("943"), workload.ids_from("1682"), 5000, seed=seed)
+def _offer(
+    url: str, requests: Sequence[workload.Request], rate: float, duration_s: float, warmup_s: float, *, seed: int
+) -> RunResult:
     options = OpenLoopOptions(url=url, rate_rps=rate, duration_s=duration_s, warmup_s=warmup_s, seed=seed)
     return run_open_loop(options, requests)
 
@@ -97,7 +99,10 @@ def _offer(url: str, rate: float, duration_s: float, warmup_s: float, *, seed: i
 def _wrk_p50_ms(wrk: str, url: str, seconds: float) -> float:
     """Return the median of one closed-loop connection; wrk counts from the moment it sends."""
     command = [wrk, "-t1", "-c1", f"-d{max(1, round(seconds))}s", "--latency", url + "/v1/recommend"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=True)
+    except subprocess.SubprocessError as error:
+        raise LoadError(f"wrk did not run: {error}") from error
     found = re.search(r"^\s+50%\s+([0-9.]+)(us|ms|s)\s*$", done.stdout, re.MULTILINE)
     if found is None:
         raise LoadError("wrk printed no median")

@@ -12,6 +12,7 @@ import pytest
 
 from loadtests.http1 import Outcome
 from loadtests.open_loop import OpenLoopOptions, open_loop
+from loadtests.report import client_lag_ms, invalid_because
 from loadtests.schedule import Arrivals, LoadError
 from loadtests.workload import Mix, Request, generate
 
@@ -38,7 +39,10 @@ class Server:
         task = asyncio.current_task()
         assert task is not None
         self.tasks.add(task)
-        with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        with (
+            contextlib.closing(writer),
+            contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError),
+        ):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = next(
@@ -93,18 +97,18 @@ async def test_a_stall_is_felt_by_every_request_that_should_have_been_sent_durin
     began = time.monotonic()
 
     async def stalls_once(server: Server, body: bytes, writer: Writer) -> None:
-        if not server.stalled_until and time.monotonic() - began > 0.4:
+        if not server.stalled_until and time.monotonic() - began > 0.3:
             server.stalled_until = time.monotonic() + 1.0
         await asyncio.sleep(max(0.0, server.stalled_until - time.monotonic()))
         writer.write(answer())
 
     async with serving(stalls_once) as server:
-        result = await open_loop(options(server.url, 100, 2.0), generate(USERS, ITEMS, 300))
+        result = await open_loop(options(server.url, 100, 1.6), generate(USERS, ITEMS, 300))
     latency = (column(result, "done_ns") - column(result, "intended_ns")) / 1e9
-    assert len(latency) == 200
+    assert len(latency) == 160
     assert (latency > 0.1).sum() == pytest.approx(90, abs=8)  # 1 s of arrivals, less those in its last 0.1 s
     assert np.quantile(latency, 0.99) == pytest.approx(1.0, abs=0.08)
-    assert np.median(latency) < 0.1
+    assert np.quantile(latency, 0.3) < 0.1  # before and after it, all is well
 
 
 async def test_the_time_waited_for_a_slot_is_part_of_the_latency_not_hidden_by_the_client() -> None:
@@ -195,6 +199,7 @@ async def test_a_stream_gives_the_time_of_the_items_of_each_reason_and_of_done()
     reasons = column(result, "reasons_ns")
     assert b"text/event-stream" in server.heads[0] and json.loads(server.bodies[0])["explain"] is True
     assert {len(r) for r in reasons} == {2}
+    assert not column(result, "degraded").any()
     for first, (one, two), last, end in zip(items, reasons, done, column(result, "done_ns"), strict=True):
         assert min(one - first, two - one, last - two) > 0.025e9 and last < end
 
@@ -216,6 +221,49 @@ async def test_the_credential_is_sent_and_never_written_down() -> None:
     assert "s3cret" not in repr(chosen) + json.dumps(dict(result.spec))
 
 
+async def test_a_client_that_cannot_keep_its_own_schedule_makes_the_run_invalid() -> None:
+    loop, busy = asyncio.get_running_loop(), True
+
+    def block() -> None:
+        time.sleep(0.03)
+        if busy:
+            loop.call_later(0.03, block)
+
+    async with serving(at_once) as server:
+        fine = await open_loop(options(server.url), generate(USERS, ITEMS, 100))
+        block()
+        late = await open_loop(options(server.url), generate(USERS, ITEMS, 100))
+        busy = False
+    assert any("lagged" in reason for reason in invalid_because(late))
+    assert not late.table["woke_ns"].to_numpy().min() < 0
+    assert np.quantile(client_lag_ms(fine.table), 0.5) < np.quantile(client_lag_ms(late.table), 0.5)
+
+
+async def test_two_runs_of_the_same_seed_intend_the_same_and_send_the_same() -> None:
+    sent = []
+    for _ in range(2):
+        async with serving(at_once) as server:
+            chosen = options(server.url, 150, 0.4, arrivals=Arrivals.POISSON, seed=11, max_in_flight=1000)
+            result = await open_loop(chosen, generate(USERS, ITEMS, 100, seed=11))
+        sent.append((result.table["intended_ns"].to_pylist(), sorted(server.bodies)))
+    assert sent[0] == sent[1]
+
+
 async def test_another_machine_is_refused_unless_allowed() -> None:
     with pytest.raises(LoadError, match="--allow-remote"):
         await open_loop(options("http://192.0.2.1:80"), [Request("get")])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"max_in_flight": 0}, "max_in_flight"),
+        ({"max_in_flight": 10**9}, "ulimit"),
+        ({"timeout_s": 0}, "timeout_s"),
+        ({"warmup_s": -1}, "warmup_s"),
+        ({"api_key": "a\r\nX: y"}, "credential"),
+    ],
+)
+async def test_a_run_without_bounds_is_refused_before_anything_is_sent(wrong: dict[str, object], word: str) -> None:
+    with pytest.raises(LoadError, match=word):
+        await open_loop(options("http://127.0.0.1:9", **wrong), [Request("get")])  # type: ignore[arg-type]

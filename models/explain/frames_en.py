@@ -31,7 +31,7 @@ FRAMES: dict[str, tuple[str, ...]] = {
         "The {shared} [mood|side|feel|spirit] of {liked} [returns|comes back|lives on] in {item}[|, so have a look|, so give it a try|, which may suit you].",
         "{one} and {item} [have|share] [that|the same] {shared} [side|mood|feel|spirit][|, and you {verb} the first one].",
         "If {one} [was right for you|hit the spot|suited you], {item} [may|might|could] [do the same|work as well|be next] with its {shared} [side|mood|feel|flavour].",
-        "After {liked}, [how about|why not try|what about] [another|one more] {shared} [pick|choice|title] [like|such as] {item}?",
+        "After {liked}, [how about|maybe try|what about] [another|one more] {shared} [pick|choice|title] [like|such as] {item}?",
         "[Picked|Chosen|Suggested] for you [because|since|as] {item} and {one} are both {shared} [picks|titles|choices].",
         "[With|Given] its {shared} [side|mood|feel|streak], {item} [should|may|might] [please|interest|suit] [someone|a person|anyone] who {verb} {liked}.",
         "[Another|One more|A further] {shared} [pick|choice|title|option] for [someone|a person] who {verb} {liked}.",
@@ -124,7 +124,7 @@ FRAMES: dict[str, tuple[str, ...]] = {
         "[Something|One] with {traits} [appeal|flavour] to [explore|consider|try].",
     ),
     "nothing": (
-        "Something [different|new to you|else] to [explore|try|consider].",
+        "Something [different|else] to [explore|try|consider].",
         "[Something|One] [off the usual path|a little different] to [explore|try|consider].",
         "[Have|Take] a look at something [different|else].",
         "[Here is|Here comes] something [different|else] to [explore|try|consider].",

@@ -20,7 +20,7 @@ FRAMES: dict[str, tuple[str, ...]] = {
         "你{verb}{liked},而{item}[同样|也]有{shared}[风格|气质|元素]。",
         "{item}[延续了|保留了|带有]{liked}的{shared}[风格|气质|元素]。",
         "和{liked}一样,{item}[也有|同样有|带有]{shared}[风格|气质|元素]。",
-        "[还想|想]要{shared}[风格|类型]?[看过|体验过]{liked}之后,[试试|看看]{item}。",
+        "[还想|想]要{shared}[风格|类型]?{liked}之后,[试试|看看]{item}。",
         "[适合|推荐给]{verb}{liked}的人:{item},[同样|也]是{shared}[风格|类型]。",
         "{liked}的{shared}[风格|气质|元素]在{item}里[再次出现|得到延续|也能找到]。",
         "[又一个|另一个]{shared}[选择|推荐],[适合|推荐给]{verb}{liked}的人。",

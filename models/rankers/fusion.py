@@ -132,7 +132,8 @@ def _standardised(values: Floats) -> Floats:
         return values.astype(np.float32)
     centred = values.astype(np.float64) - values.mean(dtype=np.float64)
     deviation = float(np.sqrt((centred**2).mean()))
-    return (centred / deviation if deviation > 1e-9 else centred * 0.0).astype(np.float32)
+    scaled: Floats = (centred / deviation if deviation > 1e-9 else centred * 0.0).astype(np.float32)
+    return scaled
 
 
 def _rank(values: Floats) -> Floats:
@@ -163,7 +164,10 @@ def _closeness(own: Floats, centre: npt.NDArray[np.floating]) -> Floats:
     """Return minus the mean distance over the attributes both sides have; 0 where there is none."""
     distance = -np.abs(own - centre)
     present = ~np.isnan(distance)
-    return (np.where(present, distance, 0.0).sum(axis=1) / np.maximum(present.sum(axis=1), 1)).astype(np.float32)
+    mean: Floats = (np.where(present, distance, 0.0).sum(axis=1) / np.maximum(present.sum(axis=1), 1)).astype(
+        np.float32
+    )
+    return mean
 
 
 class _LabelTable:

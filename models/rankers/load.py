@@ -1,0 +1,50 @@
+"""Loads whichever ranker an artifact holds. Called by the release bundle, evaluation and benchmarks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from models.catalog import ItemCatalog
+from models.rankers.compressed import CONFIG_FILE, CompressedRanker, RankerError
+from models.rankers.port import CrossEncoder
+from models.rankers.statistics import ItemStatistics
+
+
+def load_ranker(
+    folder: Path,
+    catalog: ItemCatalog,
+    embeddings: npt.NDArray[np.float32],
+    statistics: ItemStatistics,
+    *,
+    device: str | None = None,
+) -> CrossEncoder:
+    """Return the ranker in `folder`, ready for one release's catalog, embeddings and statistics.
+
+    `ranker.json` names the `backend`; a folder without it that holds a transformers `config.json` is a text
+    ranker. `device` None picks CUDA where there is one. Raises RankerError naming the file that does not fit.
+    """
+    backend = _backend_of(folder)
+    if backend == "compressed":
+        return CompressedRanker.load(folder, catalog, embeddings, statistics, device=device)
+    from models.rankers.text import TextRanker
+
+    return TextRanker.load(folder, catalog, device=device)
+
+
+def _backend_of(folder: Path) -> str:
+    file = folder / CONFIG_FILE
+    if not file.exists():
+        if (folder / "config.json").exists():
+            return "text"
+        raise RankerError(f"{folder.name}: neither {CONFIG_FILE} nor a transformers config.json; not a ranker")
+    try:
+        backend = json.loads(file.read_text())["backend"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RankerError(f"{folder.name}: {CONFIG_FILE} names no backend: {error!r}") from error
+    if backend not in ("compressed", "text"):
+        raise RankerError(f"{CONFIG_FILE}: unknown backend {backend!r}; known are compressed and text")
+    return str(backend)

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +86,10 @@ class Ledger:
         kept = [r for r in self._read() if r.pid != pid and processes.is_running(r.id)]
         self._write([*kept, Record(pid, seen.id.started, name, kind)])
 
+    def record_found(self) -> None:
+        """Note everything of this folder that runs now, so that it is known even if its marker cannot be read later."""
+        self._write(self.alive())
+
     def alive(self) -> list[Record]:
         """Return the processes of this folder that run now, recorded or found by their marker or family."""
         machine = processes.snapshot()
@@ -96,16 +100,21 @@ class Ledger:
         family -= processes.lineage(os.getpid(), machine) - recorded.keys()
         return [recorded.get(pid) or _found(machine[pid]) for pid in sorted(family)]
 
-    def end_all(self, *, grace_s: float = 10.0) -> list[Ended]:
+    def end_all(self, *, grace_s: float = 10.0, kinds: Iterable[Kind] = get_args(Kind)) -> list[Ended]:
         """End every process of this folder but the calling one, stage by stage: SIGTERM, a share of `grace_s`, SIGKILL.
+
+        Args:
+            grace_s: How long a process may take to end by itself; the driver gets twice as long.
+            kinds: What to end; everything by default.
 
         Raises:
             ProcessesRemain: Something survived; it is named.
         """
+        wanted = frozenset(kinds)
         ended: list[Ended] = []
-        for kinds, share in _STAGES:
-            ended += self._end_stage(kinds, grace_s=share * grace_s)
-        rest = self._endable(get_args(Kind))
+        for stage, share in _STAGES:
+            ended += self._end_stage(wanted & frozenset(stage), grace_s=share * grace_s)
+        rest = self._endable(wanted)
         self._write([r for r in self._read() if processes.is_running(r.id)])
         if rest:
             names = ", ".join(f"{r.name} (pid {r.pid})" for r in rest)
@@ -134,7 +143,7 @@ class Ledger:
             file.flush()
             yield
 
-    def _end_stage(self, kinds: tuple[Kind, ...], *, grace_s: float) -> list[Ended]:
+    def _end_stage(self, kinds: frozenset[Kind], *, grace_s: float) -> list[Ended]:
         ended: dict[ProcessId, Ended] = {}
         # Again, because what was asked to end may have started something in its last moment.
         for _ in range(_ROUNDS):
@@ -148,7 +157,7 @@ class Ledger:
             ended |= {m.id: Ended(m.pid, m.name, m.kind, m in stubborn) for m in members}
         return list(ended.values())
 
-    def _endable(self, kinds: tuple[Kind, ...]) -> list[Record]:
+    def _endable(self, kinds: frozenset[Kind]) -> list[Record]:
         return [r for r in self.alive() if r.kind in kinds and r.pid != os.getpid()]
 
     def _read(self) -> list[Record]:

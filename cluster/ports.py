@@ -63,23 +63,29 @@ def listeners(ports: list[int]) -> dict[int, Listener]:
     return found
 
 
+def taken_by(ports: Mapping[str, int]) -> dict[str, tuple[Listener, str]]:
+    """Return who holds which of the ports, given by the setting that moves them, and what to do about it."""
+    held = listeners(list(ports.values()))
+    return {purpose: (held[port], _fix(purpose, held[port])) for purpose, port in ports.items() if port in held}
+
+
 def require_free(ports: Mapping[str, int]) -> None:
-    """Check that nobody listens on any of these ports, given by purpose (the setting's name).
+    """Check that nobody listens on any of these ports, given by the setting that moves them.
 
     Raises:
         PortsTaken: At least one is taken; all are listed.
     """
-    held = listeners(list(ports.values()))
-    taken = {purpose: held[port] for purpose, port in ports.items() if port in held}
+    taken = taken_by(ports)
     if taken:
-        lines = [f"  {who.port} ({purpose}): {who}{_fix(purpose, who)}" for purpose, who in taken.items()]
-        raise PortsTaken("\n".join(["these ports are taken:", *lines]), taken=taken)
+        lines = [f"  {who.port} ({purpose}): {who}{fix}" for purpose, (who, fix) in taken.items()]
+        held = {purpose: who for purpose, (who, _) in taken.items()}
+        raise PortsTaken("\n".join(["these ports are taken:", *lines]), taken=held)
 
 
 def _fix(purpose: str, who: Listener) -> str:
     if who.state is not None:
-        return f"\n    started by Raycommend in {who.state}: run `raycommend down` there"
-    return f"\n    stop it, or choose another port with `--set {purpose}=<port>`"
+        return f"; started by Raycommend in {who.state}: run `raycommend down` there"
+    return f"; stop it, or choose another port with `--set {purpose}=<port>`"
 
 
 def _describe(port: int, pid: int | None) -> Listener:

@@ -4,105 +4,30 @@ Knows nothing of recommendations: it hands over a running Serve, on which `up` d
 imported and its children inherit them, so `prepare` comes before the first import of ray in the process.
 """
 
-import hashlib
+import contextlib
+import io
+import logging
 import os
 import secrets
 import shutil
+import signal
 import stat
 import sys
-import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from cluster import processes
 from cluster.errors import OperatorError
 from cluster.ledger import Ended, Ledger
 from cluster.ports import require_free
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RayOptions:
-    """What one node of Raycommend gives to Ray."""
-
-    state: Path
-    """The state folder; the marker of every process, and the working directory of every worker."""
-    cpus: int
-    """Logical CPUs that replicas may reserve; not a limit on what they use."""
-    object_store_bytes: int = 512 * 1024**2
-    """Shared memory for large objects."""
-    http_host: str = "127.0.0.1"
-    """Address HAProxy and the replicas listen on; 0.0.0.0 where other nodes or machines must reach them."""
-    http_port: int = 8000
-    """Port of the API."""
-    stats_port: int = 8404
-    """Port of HAProxy's own statistics page; open to whoever reaches it."""
-    metrics_port: int = 9101
-    """Port of HAProxy's Prometheus metrics; open to whoever reaches it."""
-    replica_ports: tuple[int, int] = (30000, 31000)
-    """Ports from which each ingress replica takes one for HAProxy to reach it."""
-    ray_metrics_port: int | None = None
-    """Port of Ray's Prometheus metrics; None lets Ray choose."""
-    dashboard_port: int | None = None
-    """Port of Ray's dashboard on the loopback; None starts no dashboard."""
-    haproxy_threads: int = 1
-    """Threads of HAProxy; one per two cores is plenty."""
-    omp_threads: int = 1
-    """Threads that numeric libraries use in one process, unless a deployment says otherwise."""
-    request_timeout_s: float | None = None
-    """When Serve gives up on a request (408); None leaves it to our own deadlines."""
-    keep_alive_s: int = 75
-    """How long an idle client connection stays open."""
-    drain_s: float = 1.0
-    """How long an ingress replica goes on answering after it was told to stop, for HAProxy to notice."""
+from cluster.ray_options import RayOptions, environment, ports_of, runtime_folder, token_file
+from models.origin import ForeignPackage, check_origin
 
 
 class RayTooEarly(RuntimeError):
     """Ray was imported before its flags were set; a mistake in the calling code."""
-
-
-def runtime_folder(state: Path) -> Path:
-    """Return where Ray and HAProxy keep sockets, sessions and logs of this state folder.
-
-    It is beside the system's temporary files and short: HAProxy allows 97 bytes for the path of a socket, and 72 of
-    them are taken by Ray's node id and the socket's name.
-    """
-    owner = f"{os.getuid()}:{state.resolve()}"
-    return Path(tempfile.gettempdir()) / f"rc-{hashlib.sha256(owner.encode()).hexdigest()[:10]}"
-
-
-def environment(options: RayOptions) -> dict[str, str]:
-    """Return the variables that Ray, Serve and HAProxy of this state folder are started with."""
-    runtime = runtime_folder(options.state)
-    haproxy = runtime / "h"
-    low, high = options.replica_ports
-    return {
-        processes.MARKER: str(options.state.resolve()),
-        # A process that changes its title would otherwise write over its environment, and with it over our marker.
-        "SPT_NOENV": "1",
-        "OMP_NUM_THREADS": str(options.omp_threads),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(options.state.resolve() / "ray_token"),
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_HAPROXY_NBTHREAD": str(options.haproxy_threads),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(options.stats_port),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(options.metrics_port),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
-        # The default sends a log line per request to the syslog port of this machine.
-        "RAY_SERVE_HAPROXY_LOG_TARGET": str(haproxy / "log.sock"),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(low),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(high),
-        # The default waits 30 s for a cloud balancer to forget a replica; only HAProxy has to, and it is told.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(options.drain_s),
-    }
 
 
 class RayRuntime:
@@ -119,37 +44,43 @@ class RayRuntime:
         self._from: str | None = None
 
     def start(self) -> None:
-        """Start Ray, from a clean slate: processes of an earlier start that are still there are ended first.
+        """Start Ray; the caller has ended what an earlier start left (`Ledger.end_all`).
+
+        The current directory becomes the state folder until `shutdown`.
 
         Raises:
-            PortsTaken: Somebody else holds a port this node needs.
+            OperatorError: A package of ours is hidden by a stranger's, or a folder is not ours.
+            PortsTaken: Somebody holds a port this node needs.
             RayTooEarly: ray was imported before.
         """
-        prepare(self._options)
+        verify_packages()
         require_free(ports_of(self._options))
+        prepare(self._options)
         import ray
 
         self._from = os.getcwd()
         # Ray puts the driver's folder on every worker's path: a stranger's `models` package there would hide ours.
         os.chdir(self._options.state)
-        ray.init(
-            address="local",
-            num_cpus=self._options.cpus,
-            object_store_memory=self._options.object_store_bytes,
-            include_dashboard=self._options.dashboard_port is not None,
-            dashboard_port=self._options.dashboard_port,
-            log_to_driver=False,
-            configure_logging=False,
-            namespace="raycommend",
-            _temp_dir=str(runtime_folder(self._options.state) / "r"),
-            _metrics_export_port=self._options.ray_metrics_port,
-        )
+        with _own_signals():
+            ray.init(
+                address="local",
+                num_cpus=self._options.cpus,
+                object_store_memory=self._options.object_store_bytes,
+                include_dashboard=self._options.dashboard_port is not None,
+                dashboard_port=self._options.dashboard_port,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                namespace="raycommend",
+                _temp_dir=str(runtime_folder(self._options.state) / "r"),
+                _metrics_export_port=self._options.ray_metrics_port,
+            )
         self.record()
 
     def start_http(self) -> None:
-        """Start Serve and HAProxy on the configured address."""
+        """Start Serve and HAProxy on the configured address; deploy with `ray_serve.run` afterwards."""
         from ray import serve as ray_serve
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         ray_serve.start(
             proxy_location="HeadOnly",
             http_options={
@@ -162,12 +93,13 @@ class RayRuntime:
         self.record()
 
     def record(self) -> None:
-        """Write what runs now into the ledger; again after each deployment, so that `down` knows it by name."""
-        for found in self._ledger.alive():
-            self._ledger.record(found.pid, found.name, found.kind)
+        """Write what runs now into the ledger; again after each deployment, because replicas start engines."""
+        self._ledger.record_found()
 
     def shutdown(self, *, grace_s: float = 10.0) -> list[Ended]:
-        """Stop Serve, then Ray, then whatever of this folder is still there; safe to call twice.
+        """Stop Serve, then Ray, then whatever of them is still there; the store is left to whoever started it.
+
+        Safe to call twice, and after a start that failed.
 
         Returns:
             What had to be swept after Ray said it was done.
@@ -176,9 +108,10 @@ class RayRuntime:
         if ray is not None and ray.is_initialized():
             from ray import serve as ray_serve
 
-            ray_serve.shutdown()
-            ray.shutdown()
-        swept = self._ledger.end_all(grace_s=grace_s)
+            with _quiet():
+                ray_serve.shutdown()
+                ray.shutdown()
+        swept = self._ledger.end_all(grace_s=grace_s, kinds=("ray", "engine", "haproxy", "other"))
         if self._from is not None:
             os.chdir(self._from)
             self._from = None
@@ -194,18 +127,6 @@ class RayRuntime:
         self.shutdown()
 
 
-def ports_of(options: RayOptions) -> Mapping[str, int]:
-    """Return the fixed ports a node needs, by the setting that moves them."""
-    wanted = {
-        "cluster.http.port": options.http_port,
-        "cluster.haproxy.stats_port": options.stats_port,
-        "cluster.haproxy.metrics_port": options.metrics_port,
-        "cluster.ray.metrics_port": options.ray_metrics_port,
-        "cluster.ray.dashboard_port": options.dashboard_port,
-    }
-    return {name: port for name, port in wanted.items() if port}
-
-
 def prepare(options: RayOptions) -> None:
     """Set the environment for Ray and make its folders and its token; call before the first import of ray.
 
@@ -218,11 +139,51 @@ def prepare(options: RayOptions) -> None:
     state = options.state.resolve()
     state.mkdir(parents=True, exist_ok=True)
     _private_folder(runtime_folder(state))
-    token = state / "ray_token"
+    token = token_file(state)
     if not token.exists():
         with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
     os.environ.update(wanted)
+
+
+def verify_packages() -> None:
+    """Check that this process runs our packages and nobody else's of the same names.
+
+    Raises:
+        OperatorError: Another package comes first; its path is named.
+    """
+    try:
+        check_origin()
+    except ForeignPackage as error:
+        raise OperatorError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the caller's signal handlers: `ray.init` replaces the one for SIGTERM by its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what Ray prints; it is shown only where the block fails.
+
+    Serve ends its controller by killing it, and Ray reports that as a failed task on standard output each time.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            yield
+    except BaseException:
+        sys.stderr.write(said.getvalue())
+        raise
 
 
 def _private_folder(folder: Path) -> None:

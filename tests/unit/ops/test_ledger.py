@@ -131,6 +131,24 @@ def test_the_store_ends_last_and_ray_before_haproxy(ledger: Ledger, nursery: Nur
     assert [e.kind for e in ledger.end_all(grace_s=5)] == ["driver", "ray", "haproxy", "valkey"]
 
 
+def test_only_the_kinds_asked_for_are_ended(ledger: Ledger, nursery: Nursery) -> None:
+    store, ray = nursery.start(SLEEP), nursery.start(SLEEP)
+    ledger.record(store, "store", "valkey")
+    ledger.record(ray, "raylet", "ray")
+    assert [e.pid for e in ledger.end_all(kinds=["ray"])] == [ray]
+    assert [r.name for r in ledger.alive()] == ["store"]
+
+
+def test_what_was_found_by_its_marker_is_recorded_and_keeps_its_name(ledger: Ledger, nursery: Nursery) -> None:
+    named = nursery.start(SLEEP)
+    ledger.record(named, "store", "valkey")
+    marked = nursery.start(SLEEP, **{MARKER: str(ledger.state)})
+    ledger.record_found()
+    entries = json.loads((ledger.state / "processes.json").read_text())["processes"]
+    assert {entry["pid"]: entry["name"] for entry in entries}.keys() == {named, marked}
+    assert [entry["name"] for entry in entries if entry["pid"] == named] == ["store"]
+
+
 def test_the_caller_survives_its_own_sweep_and_ends_its_children(ledger: Ledger, nursery: Nursery) -> None:
     pid = nursery.start(SLEEP, **{MARKER: str(ledger.state)})
     ledger.record(os.getpid(), "driver", "driver")

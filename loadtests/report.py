@@ -44,11 +44,11 @@ def latency_ms(columns: Mapping[str, np.ndarray[Any, Any]]) -> Floats:
 
 
 def goodput(columns: Mapping[str, np.ndarray[Any, Any]], *, deadline_ms: float, measured_s: float) -> Estimate:
-    """Return good answers inside the deadline per second, with a bootstrap interval over time slices of about 1 s."""
+    """Return good answers inside the deadline per second; bootstrap interval over slices of 1 s, at least 10 slices."""
     if not len(columns["intended_ns"]):
         return Estimate(0.0, 0, (None, None))
     inside = latency_ms(columns) <= deadline_ms
-    slices = max(1, round(measured_s))
+    slices = max(10, round(measured_s))
     width = measured_s / slices
     since = (columns["intended_ns"] - columns["intended_ns"][0]) / NS
     slot = np.minimum((since / width).astype(np.int64), slices - 1)
@@ -143,11 +143,13 @@ def render(summary: Mapping[str, Any]) -> Table:
     table = Table(title=title + f" inside {summary['deadline_ms']:g} ms", caption=_caption(summary))
     table.add_column("ms")
     for name in QUANTILES:
-        table.add_column(f"{name} [95 %]", justify="right")
+        table.add_column(name, justify="right")
+    table.add_column("p99, 95 % interval", justify="right")
     sections = [("", summary["latency_ms"]), ("stream ", summary["stream_ms"]), ("stage ", summary["stages_ms"])]
     for prefix, rows in [*sections, ("client ", {"lag": summary["client"]["lag_ms"]})]:
         for label, row in rows.items():
-            table.add_row(prefix + label, *(_cell(row[name]) for name in QUANTILES))
+            values = [_ms(row[name]["value"]) for name in QUANTILES]
+            table.add_row(prefix + label, *values, " … ".join(_ms(bound) for bound in row["p99"]["ci95"]))
     return table
 
 
@@ -158,9 +160,5 @@ def _caption(summary: Mapping[str, Any]) -> str:
     return ", ".join(parts) + "".join(f"\nINVALID: {reason}" for reason in summary["invalid_because"])
 
 
-def _cell(figure: Mapping[str, Any]) -> str:
-    def text(value: float | None) -> str:
-        return "–" if value is None else f"{value:.2f}"
-
-    low, high = figure["ci95"]
-    return f"{text(figure['value'])} [{text(low)}, {text(high)}]"
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

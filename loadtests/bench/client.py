@@ -6,6 +6,7 @@ at a low rate with what `wrk` sees of the same server, round by round, where `wr
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import shutil
@@ -22,9 +23,10 @@ from loadtests.bench.harness import BenchContext
 from loadtests.bench.measures import holds
 from loadtests.bench.sweep import parse_rates, sweep
 from loadtests.bench.targets import Aim
+from loadtests.http1 import Connection, Exchange, Outcome, now_ns
 from loadtests.open_loop import OpenLoopOptions, run_open_loop
 from loadtests.samples import RunResult
-from loadtests.schedule import LoadError
+from loadtests.schedule import NS, LoadError
 
 _UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
@@ -57,7 +59,7 @@ def bench(context: BenchContext) -> None:
             runs.append(context.save_run(f"rate-{rate:g}", run))
             held = holds(run, objective_ms=options.objective_ms)
             context.tell(f"{rate:g}/s: {'held' if held else 'not held'}")
-            return held
+            return bool(held)
 
         best = sweep(probe, parse_rates(options.rates))
         if best is not None:
@@ -77,16 +79,20 @@ def _beside_wrk(context: BenchContext, options: ClientOptions, url: str, request
         values: list[float] = report.latency_ms(report.measured(run.table)).tolist()
         return values
 
-    arms = {"ours": ours}
+    # wrk sends the next request when the last was answered, so neither side ever sleeps. The same from us is the like
+    # for like; the open loop beside it shows what waking up costs at a low rate.
+    arms = {"ours": ours, "closed": lambda: _closed_loop_ms(url, requests[0], options.round_s)}
     wrk = shutil.which("wrk")
     context.facts["wrk"] = wrk is not None
     if wrk:
         arms["wrk"] = lambda: [_wrk_p50_ms(wrk, url, options.round_s)]
     raw = context.interleave("low-rate", arms, warmup=0)  # each arm warms itself
     context.target("p50_at_low_rate_ms", "arm", raw, name="ours")
+    context.target("closed_loop_p50_ms", "arm", raw, name="closed")
     if wrk:
         context.target("wrk_p50_ms", "arm", raw, name="wrk")
         context.target("p50_over_wrk", "paired_ratio", raw, over="ours", under="wrk")
+        context.target("closed_loop_p50_over_wrk", "paired_ratio", raw, over="closed", under="wrk")
 
 
 def _offer(
@@ -94,6 +100,37 @@ def _offer(
 ) -> RunResult:
     options = OpenLoopOptions(url=url, rate_rps=rate, duration_s=duration_s, warmup_s=warmup_s, seed=seed)
     return run_open_loop(options, requests)
+
+
+def _closed_loop_ms(url: str, request: workload.Request, seconds: float) -> list[float]:
+    """Return the ms of requests sent one after the other on one connection of the client."""
+    host = url.partition("//")[2]
+    payload = request.encode(host)
+
+    async def talk() -> list[float]:
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[list[float]] = loop.create_future()
+        times: list[float] = []
+        until = now_ns() + int(seconds * NS)
+
+        def on_done(connection: Connection, exchange: Exchange) -> None:
+            times.append((exchange.done_ns - exchange.sent_ns) / 1e6)
+            if exchange.outcome is not Outcome.ANSWERED:
+                ended.set_exception(LoadError("the loopback server did not answer"))
+            elif exchange.done_ns < until:
+                connection.begin(Exchange(0, payload))
+            else:
+                ended.set_result(times)
+
+        address, _, port = host.rpartition(":")
+        _, connection = await loop.create_connection(lambda: Connection(on_done, lambda _: None), address, int(port))
+        connection.begin(Exchange(0, payload))
+        try:
+            return await asyncio.wait_for(ended, seconds + 30)
+        finally:
+            connection.abandon()
+
+    return asyncio.run(talk())
 
 
 def _wrk_p50_ms(wrk: str, url: str, seconds: float) -> float:

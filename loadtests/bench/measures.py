@@ -60,24 +60,28 @@ def client_lag_quantile(path: Path, *, q: float) -> Estimate:
     return stats.quantile(report.client_lag_ms(RunResult.load(path).table), q)
 
 
-def holds(run: RunResult, *, objective_ms: float, q: float = 0.99) -> bool:
-    """Whether a run is valid and its latency quantile meets the objective."""
-    latency = report.latency_ms(report.measured(run.table, report.LIST_KINDS))
-    value = stats.quantile(latency, q).value
-    return not report.invalid_because(run) and value is not None and value <= objective_ms
+def holds(run: RunResult, *, objective_ms: float, q: float = 0.99) -> bool | None:
+    """Whether the latency quantile of a run meets the objective; None when the run is invalid and says nothing."""
+    if report.invalid_because(run):
+        return None
+    value = stats.quantile(report.latency_ms(report.measured(run.table, report.LIST_KINDS)), q).value
+    return value is not None and value <= objective_ms
 
 
 @measure
 def highest_rate(*paths: Path, objective_ms: float, q: float = 0.99) -> Estimate:
-    """The highest offered rate that holds the objective; n is the number of rates tried.
+    """The highest offered rate that held the objective; n is the number of runs.
 
-    The interval is what was tried around it: that rate itself, and the lowest higher rate that did not hold it.
+    The interval is what was tried around it: that rate itself, and the lowest higher rate that did not hold it. Runs
+    in which the client was late count for neither: a border they would set is no border, and the upper bound is None.
     """
     held: list[float] = []
     failed: list[float] = []
     for path in paths:
         run = RunResult.load(path)
-        (held if holds(run, objective_ms=objective_ms, q=q) else failed).append(float(run.spec["rate_rps"]))
+        verdict = holds(run, objective_ms=objective_ms, q=q)
+        if verdict is not None:
+            (held if verdict else failed).append(float(run.spec["rate_rps"]))
     best = max(held, default=0.0)
     return Estimate(best, len(paths), (best, min((rate for rate in failed if rate > best), default=None)))
 

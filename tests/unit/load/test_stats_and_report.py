@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtests import report, stats
+from loadtests.bench import measures
 from loadtests.http1 import Exchange, Outcome
 from loadtests.samples import RunResult, parse_server_timing, to_table
 
@@ -76,10 +77,12 @@ def exchange(index: int, done_ms: float, *, status: int = 200, outcome: Outcome 
     return made
 
 
-def result(exchanges: list[Exchange], *, kind: str = "recommend", lag_ms: float = 0, warm: int = 0) -> RunResult:
+def result(
+    exchanges: list[Exchange], *, kind: str = "recommend", lag_ms: float = 0, warm: int = 0, rate: float = 100
+) -> RunResult:
     intended = [int(i * 10 * MS - lag_ms * MS) for i in range(len(exchanges))]
     table = to_table(exchanges, [kind] * len(exchanges), intended, 1, warm)
-    return RunResult(table, {"measured_s": len(exchanges) / 100, "lag_p99_bound_ms": 5.0, "rate_rps": 100.0})
+    return RunResult(table, {"measured_s": len(exchanges) / 100, "lag_p99_bound_ms": 5.0, "rate_rps": rate})
 
 
 def test_a_request_without_a_good_answer_is_infinitely_slow() -> None:
@@ -136,3 +139,12 @@ def test_raw_samples_survive_the_disk_and_give_the_same_report(tmp_path: Path) -
     assert report.summarise(again, deadline_ms=50) == first
     assert first["stages_ms"]["rank"]["p99"]["value"] == 2.5
     assert report.render(first).row_count == 3
+
+
+def test_the_highest_rate_ignores_runs_in_which_the_client_was_late(tmp_path: Path) -> None:
+    fast, slow = [exchange(i, 1) for i in range(100)], [exchange(i, 90) for i in range(100)]
+    runs = [result(fast, rate=10), result(fast, rate=20), result(fast, rate=40, lag_ms=9), result(slow, rate=80)]
+    paths = [run.save(tmp_path / f"{i}.parquet") for i, run in enumerate(runs)]
+    assert measures.highest_rate(*paths[:3], objective_ms=50) == stats.Estimate(20, 3, (20, None))
+    assert measures.highest_rate(*paths, objective_ms=50) == stats.Estimate(20, 4, (20, 80))
+    assert measures.highest_rate(paths[3], objective_ms=50).value == 0

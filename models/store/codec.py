@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +20,10 @@ from models.features import UserFeatures
 from models.store.port import SCHEMA_VERSION
 
 _HEADER = struct.Struct(">BBqf")
-_LENGTH = struct.Struct(">H")
+_COLUMNS = np.dtype([("version", "u1"), ("type", "u1"), ("time", ">i8"), ("value", ">f4")])
 _SEEN_HEADER = bytes([SCHEMA_VERSION]) + b"seen\0\0\0"
-_TYPES = frozenset(int(t) for t in EventType)
+_TYPES = np.array([int(t) for t in EventType], np.uint8)
+_NOT_ASCII = "\N{REPLACEMENT CHARACTER}"
 
 
 def encode_record(event: Event) -> bytes:
@@ -55,35 +55,32 @@ def dedupe_digest(event: Event) -> bytes:
     return hashlib.blake2b(f"{event.owner}\0{event.event_id}".encode(), digest_size=16).digest()
 
 
-def decode_features(ring: bytes, seen: bytes) -> tuple[UserFeatures, int]:
-    """Return the features of one owner and how many records were skipped because they could not be read.
+def decode_features(heads: bytes, items: bytes, seen: bytes, left_out: int = 0) -> tuple[UserFeatures, int]:
+    """Return the features of one owner and how many values were skipped because they could not be read.
 
-    `ring` holds records, each after its length (2 bytes, big-endian), oldest first.
+    The arguments are the reply of the `fetch` function: headers of the ring's records, oldest first, their item ids
+    joined by NUL, the seen set, and how many records the server left out.
     """
-    skipped = 0
-    item_ids: list[str] = []
-    heads: list[tuple[int, int, float]] = []
-    for record in _records(ring):
-        head = _read_header(record)
-        if head is None or not (item := _text(record[_HEADER.size :])):
-            skipped += 1
-            continue
-        item_ids.append(item)
-        heads.append(head)
+    columns = np.frombuffer(heads, _COLUMNS)
+    item_ids = tuple(items.decode("ascii", errors="replace").split("\0")) if heads else ()
+    readable = (columns["version"] == SCHEMA_VERSION) & np.isin(columns["type"], _TYPES)
+    if _NOT_ASCII in "".join(item_ids):
+        readable &= np.array([_NOT_ASCII not in item for item in item_ids])
+    skipped = left_out
+    if not readable.all():
+        skipped += int((~readable).sum())
+        columns = columns[readable]
+        item_ids = tuple(item for item, good in zip(item_ids, readable, strict=True) if good)
     hashes = _decode_seen(seen)
-    if hashes is None:
-        skipped += 1
-        hashes = np.empty(0, np.uint64)
-    types, times, values = zip(*heads, strict=True) if heads else ((), (), ())
     features = UserFeatures(
-        item_ids=tuple(item_ids),
-        types=np.array(types, np.uint8),
-        values=np.array(values, np.float32),
-        timestamps_ms=np.array(times, np.int64),
-        seen=np.unique(hashes),
-        known=bool(ring),
+        item_ids=item_ids,
+        types=columns["type"].astype(np.uint8),
+        values=columns["value"].astype(np.float32),
+        timestamps_ms=columns["time"].astype(np.int64),
+        seen=np.empty(0, np.uint64) if hashes is None else np.unique(hashes),
+        known=bool(heads) or left_out > 0,
     )
-    return features, skipped
+    return features, skipped + (hashes is None)
 
 
 def _header(event: Event) -> bytes:
@@ -95,22 +92,6 @@ def _read_header(record: bytes) -> tuple[int, int, float] | None:
         return None
     version, kind, time_ms, value = _HEADER.unpack_from(record)
     return (kind, time_ms, value) if version == SCHEMA_VERSION and kind in _TYPES else None
-
-
-def _text(data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return ""
-
-
-def _records(ring: bytes) -> Iterator[bytes]:
-    at = 0
-    while at + _LENGTH.size <= len(ring):
-        (length,) = _LENGTH.unpack_from(ring, at)
-        at += _LENGTH.size
-        yield ring[at : at + length]
-        at += length
 
 
 def _decode_seen(seen: bytes) -> npt.NDArray[np.uint64] | None:

@@ -106,17 +106,23 @@ local function append(keys, args)
   return statuses
 end
 
--- KEYS: ring, seen. ARGV: seen limit. Returns the ring as one string (each record after its length, 2 bytes) and the
--- seen set: two replies instead of 257 that a client would have to take apart.
+-- KEYS: ring, seen. ARGV: seen limit. Returns the records' headers as one string, their item ids joined by NUL, the seen
+-- set, and how many records were left out because they cannot be read: four replies, not 257 for a client to take apart.
 local function fetch(keys, args)
-  local parts = {}
-  for i, record in ipairs(redis.call("LRANGE", keys[1], 0, -1)) do
-    parts[i] = struct.pack(">I2", #record) .. record
+  local heads, items, kept = {}, {}, 0
+  local ring = redis.call("LRANGE", keys[1], 0, -1)
+  for _, record in ipairs(ring) do
+    local readable = #record > RECORD_HEADER and string.byte(record, 1) == SCHEMA
+    if readable and not string.find(record, "\0", RECORD_HEADER + 1, true) then
+      kept = kept + 1
+      heads[kept] = string.sub(record, 1, RECORD_HEADER)
+      items[kept] = string.sub(record, RECORD_HEADER + 1)
+    end
   end
   local seen = redis.call("GET", keys[2]) or ""
   local limit = tonumber(args[1]) * 8
   if #seen > limit + 8 then seen = string.sub(seen, 1, 8) .. string.sub(seen, -limit) end
-  return {table.concat(parts), seen}
+  return {table.concat(heads), table.concat(items, "\0"), seen, #ring - kept}
 end
 
 -- KEYS: release pointer. ARGV: text, expected epoch. Returns 1 when the pointer moved, 0 when the epoch differs.

@@ -146,7 +146,7 @@ class RedisStore:
         return found[0] if len(found) == 1 else merge_features(*found, limit=self._limits.recent_events)
 
     def _decoded(self, reply: Any) -> UserFeatures:
-        features, skipped = codec.decode_features(reply[0], reply[1])
+        features, skipped = codec.decode_features(*reply)
         self.skipped_records += skipped
         return features
 

@@ -140,3 +140,8 @@ def binary(request: pytest.FixtureRequest) -> Path | None:
 @pytest.fixture
 def free_ports_of() -> Callable[[int], list[int]]:
     return free_ports
+
+
+@pytest.fixture
+def debian_redis() -> Path:
+    return redis_binary()

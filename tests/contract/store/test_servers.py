@@ -6,6 +6,7 @@ import asyncio
 import os
 import pickle
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -175,16 +176,24 @@ async def test_values_that_cannot_be_read_are_skipped_and_counted(start_server, 
     store = connect(server)
     await store.append("main", [click(1)], now_ms=NOW)
     tag = f"{{main:{bucket_of('u1')}}}"
-    for garbage in (b"", b"short", b"\x63" + bytes(20), b"\x01\xff" + bytes(20), b"\x01\x02" + bytes(12) + b"\xff"):
+    head = b"\x01\x02" + bytes(12)
+    for garbage in (b"", b"short", b"\x63" + bytes(20), b"\x01\xff" + bytes(20), head + b"\xff", head + b"a\0b"):
+        b"",
+        b"short",
+        b"\x63" + bytes(20),
+        b"\x01\xff" + bytes(20),
+        b"\x01\x02" + bytes(12) + b"\xff",
+        b"\x01\x02" + bytes(12) + b"a\0b",
+    ):
         tell(server, "RPUSH", f"{tag}r:u1", garbage)
     found = await store.fetch("main", "u1", None, timeout_s=5)
-    assert (found.item_ids, store.skipped_records) == (("i1",), 5)
+    assert (found.item_ids, store.skipped_records) == (("i1",), 6)
     assert await store.append("main", [click(2), click(0)], now_ms=NOW) == [EventStatus.accepted] * 2
     assert (await store.fetch("main", "u1", None, timeout_s=5)).item_ids == ("i0", "i1", "i2")
     tell(server, "SET", f"{tag}s:u1", "nonsense?")
     store.skipped_records = 0
     found = await store.fetch("main", "u1", None, timeout_s=5)
-    assert (len(found.item_ids), len(found.seen), store.skipped_records) == (3, 0, 6)
+    assert (len(found.item_ids), len(found.seen), store.skipped_records) == (3, 0, 7)
     assert await store.append("main", [click(5)], now_ms=NOW) == [EventStatus.accepted]
     assert len((await store.fetch("main", "u1", None, timeout_s=5)).seen) == 1
 
@@ -232,6 +241,25 @@ async def test_an_acl_user_without_config_is_judged_by_waitaof(start_server, con
     assert await store.durability() == "fsync"
     assert await store.append("main", [click(1)], now_ms=NOW) == [EventStatus.accepted]
     assert (await store.fetch("main", "u1", None, timeout_s=5)).known
+
+
+async def test_tls_is_spoken_and_the_certificate_is_checked(
+    start_server, connect, free_ports_of, debian_redis, tmp_path: Path
+) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=store"]
+    make += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    await asyncio.to_thread(subprocess.run, make, check=True, capture_output=True)
+    (port,) = free_ports_of(1)
+    extra = [f"tls-port {port}", f"tls-cert-file {certificate}", f"tls-key-file {key}", "tls-auth-clients no"]
+    extra += [f"tls-ca-cert-file {certificate}", "user feeder on >secret ~* +@all"]
+    start_server(binary=debian_redis, port=free_ports_of(2)[1], extra=extra)  # the embedded build has no TLS
+    url = f"rediss://feeder:secret@127.0.0.1:{port}/0"
+    store = connect(f"{url}?ssl_ca_certs={certificate}")
+    assert await store.append("main", [click(1)], now_ms=NOW) == [EventStatus.accepted]
+    assert (await store.fetch("main", "u1", None, timeout_s=5)).known
+    with pytest.raises(StoreUnavailable, match="cannot be reached"):
+        await connect(url).ping()
 
 
 async def test_a_wrong_password_is_said_without_secrets(start_server, connect) -> None:

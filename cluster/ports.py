@@ -4,7 +4,6 @@ HAProxy binds with SO_REUSEPORT: a second one on the same port starts without co
 first, so a free port must be checked before anything starts. Called by `up` and the preflight.
 """
 
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,7 +26,7 @@ class Listener:
     def __str__(self) -> str:
         """Name the program and its pid, as far as they are known."""
         if self.pid is None:
-            return "a process that cannot be named (of another user, or not listening yet)"
+            return "a process of another user"
         return f"{self.name} (pid {self.pid}: {self.command})" if self.command else f"{self.name} (pid {self.pid})"
 
 
@@ -57,9 +56,6 @@ def listeners(ports: list[int]) -> dict[int, Listener]:
         port = connection.laddr.port if connection.laddr else 0
         if connection.status == psutil.CONN_LISTEN and port in wanted and (port not in found or connection.pid):
             found[port] = _describe(port, connection.pid)
-    for port in wanted - found.keys():
-        if not _can_bind(port):
-            found[port] = Listener(port, None, "", "", None)
     return found
 
 
@@ -93,13 +89,3 @@ def _describe(port: int, pid: int | None) -> Listener:
     if pid is None or seen is None:
         return Listener(port, None, "", "", None)
     return Listener(port, pid, seen.name, processes.command_of(pid), processes.marker_of(pid))
-
-
-def _can_bind(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("0.0.0.0", port))
-        except OSError:
-            return False
-    return True

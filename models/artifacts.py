@@ -86,13 +86,7 @@ class ArtifactStore:
     def get(self, ref: str) -> Artifact:
         """Return the artifact, pulled and verified. Raises ArtifactError naming the file that is wrong."""
         source = f"{self._root}/{ref}"
-        try:
-            text = self._fs.cat_file(f"{source}/{MANIFEST}").decode()
-        except FileNotFoundError as error:
-            raise ArtifactError(f"{ref}: manifest missing") from error
-        if f"{ref.split('/')[0]}/{hashlib.sha256(text.encode()).hexdigest()}" != ref:
-            raise ArtifactError(f"{ref}: {MANIFEST} does not match its digest")
-        body = json.loads(text)
+        body = self._manifest(ref)
         path = Path(source) if self._local else self._pull(ref, body["files"])
         for name, expected in body["files"].items():
             file = path / name
@@ -102,10 +96,39 @@ class ArtifactStore:
                 raise ArtifactError(f"{ref}: {name} is truncated or damaged")
         return Artifact(ref, path, body["meta"])
 
+    def meta(self, ref: str) -> Mapping[str, Any]:
+        """Return what the maker recorded, without verifying the files. Raises ArtifactError when it is missing."""
+        return self._manifest(ref)["meta"]  # type: ignore[no-any-return]
+
     def list(self, kind: str) -> list[str]:
         """Return the references of all complete artifacts of a kind."""
         found = self._fs.glob(f"{self._root}/{kind}/*/{MANIFEST}")
         return sorted(f"{kind}/{p.split('/')[-2]}" for p in found)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a small document beside the artifacts (`name` is a relative path). Effect: atomic."""
+        target = f"{self._root}/{name}"
+        self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+        with self._fs.open(f"{target}.part{os.getpid()}", "w") as file:
+            file.write(text)
+        self._fs.mv(f"{target}.part{os.getpid()}", target)
+
+    def read_text(self, name: str) -> str | None:
+        """Return a small document, or None where there is none."""
+        try:
+            return str(self._fs.cat_file(f"{self._root}/{name}").decode())
+        except FileNotFoundError:
+            return None
+
+    def _manifest(self, ref: str) -> dict[str, Any]:
+        try:
+            text = self._fs.cat_file(f"{self._root}/{ref}/{MANIFEST}").decode()
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{ref}: manifest missing") from error
+        if f"{ref.split('/')[0]}/{hashlib.sha256(text.encode()).hexdigest()}" != ref:
+            raise ArtifactError(f"{ref}: {MANIFEST} does not match its digest")
+        body: dict[str, Any] = json.loads(text)
+        return body
 
     def _pull(self, ref: str, files: Mapping[str, Any]) -> Path:
         target = self._cache / ref

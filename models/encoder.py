@@ -40,7 +40,7 @@ class SentenceTransformerEncoder:
         )
         self._model.max_seq_length = max_tokens
         self._batch_size = batch_size
-        self.dimension = int(self._model.get_sentence_embedding_dimension() or 0)
+        self.dimension = int(self._model.get_embedding_dimension() or 0)
 
     def encode(self, texts: Sequence[str], *, progress: bool = False) -> npt.NDArray[np.float32]:
         """Return unit vectors; `progress` draws a bar on stderr."""

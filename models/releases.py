@@ -11,7 +11,10 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from models.artifacts import ArtifactStore
 
 KINDS = ("catalog", "embeddings", "index", "behaviour", "statistics", "ranker")
 """The kinds a release names, in the order they are built; `ranker` may be absent (retrieval order is served)."""
@@ -62,3 +65,23 @@ class Release:
 def new_release(artifacts: Mapping[str, str], *, parent: str | None = None, **notes: Any) -> Release:
     """Create a release of now."""
     return Release(dict(artifacts), created_ms=int(time.time() * 1000), parent=parent, notes=notes)
+
+
+class ReleaseBook:
+    """The releases that were built, as documents beside the artifacts; `latest` is what `up` publishes."""
+
+    _LATEST = "releases/latest"
+
+    def __init__(self, artifacts: ArtifactStore) -> None:
+        self._artifacts = artifacts
+
+    def save(self, release: Release) -> None:
+        """Keep a release and make it the latest."""
+        self._artifacts.write_text(f"releases/{release.release_id}.json", release.to_json())
+        self._artifacts.write_text(self._LATEST, release.release_id)
+
+    def latest(self) -> Release | None:
+        """Return the release built last, or None before the first. Raises ValueError on a damaged document."""
+        name = self._artifacts.read_text(self._LATEST)
+        text = None if name is None else self._artifacts.read_text(f"releases/{name}.json")
+        return None if text is None else Release.from_json(text)

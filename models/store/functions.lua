@@ -65,7 +65,7 @@ local function see(key, seen, hash, limit)
 end
 
 -- KEYS: stream; ring, seen, profile of each owner; dedupe key of each event.
--- ARGV: now ms, dedupe ms, ring limit, seen limit, stream length, number of owners; life in ms of each owner (0: for
+-- ARGV: now ms, dedupe ms, ring limit, seen limit, stream length (0: profiles only), number of owners; life in ms of each owner (0: for
 -- ever); owner number, ring record, item hash, stream payload of each event (the middle two empty: stream only).
 -- Returns 1 (accepted) or 0 (duplicate) for each event.
 local function append(keys, args)
@@ -82,7 +82,7 @@ local function append(keys, args)
       statuses[event] = 0
     else
       local owner, record, hash = tonumber(args[at]), args[at + 1], args[at + 2]
-      redis.call("XADD", keys[1], "MAXLEN", "~", args[5], "*", "d", args[at + 3])
+      if args[5] ~= "0" then redis.call("XADD", keys[1], "MAXLEN", "~", args[5], "*", "d", args[at + 3]) end
       if record ~= "" then
         local base = 1 + (owner - 1) * 3
         push(keys[base + 1], record, ring_limit)

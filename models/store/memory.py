@@ -53,7 +53,9 @@ class MemoryStore:
         self._tenants: dict[str, _Tenant] = {}
         self._now_ms = 0
 
-    async def append(self, tenant: str, events: Sequence[Event], *, now_ms: int) -> list[EventStatus]:
+    async def append(
+        self, tenant: str, events: Sequence[Event], *, now_ms: int, to_stream: bool = True
+    ) -> list[EventStatus]:
         """See `OnlineStore.append`."""
         check_tenant(tenant)
         check_events(events)
@@ -63,16 +65,17 @@ class MemoryStore:
             )
         self._now_ms = max(self._now_ms, now_ms)
         state = self._tenants.setdefault(tenant, _Tenant())
-        return [self._apply(state, event) for event in events]
+        return [self._apply(state, event, to_stream) for event in events]
 
-    def _apply(self, state: _Tenant, event: Event) -> EventStatus:
+    def _apply(self, state: _Tenant, event: Event, to_stream: bool) -> EventStatus:
         once = (event.owner, event.event_id)
         if state.once.get(once, 0) > self._now_ms:
             return EventStatus.duplicate
         state.once[once] = self._now_ms + self._limits.dedupe_s * 1000
-        stream = state.streams.setdefault(bucket_of(event.owner, buckets=self._limits.buckets), [])
-        stream.append(event)
-        del stream[: -self._limits.stream_events]
+        if to_stream:
+            stream = state.streams.setdefault(bucket_of(event.owner, buckets=self._limits.buckets), [])
+            stream.append(event)
+            del stream[: -self._limits.stream_events]
         if event.type not in STREAM_ONLY:
             self._take(state, event)
         return EventStatus.accepted

@@ -81,11 +81,14 @@ class StoreLimits:
 class OnlineStore(Protocol):
     """What is known of users now. All methods are coroutines; instances belong to one event loop."""
 
-    async def append(self, tenant: str, events: Sequence[Event], *, now_ms: int) -> list[EventStatus]:
+    async def append(
+        self, tenant: str, events: Sequence[Event], *, now_ms: int, to_stream: bool = True
+    ) -> list[EventStatus]:
         """Store events and update the profiles they belong to; durable when this returns.
 
         One atomic step per bucket. A profile is ordered by the events' time; equal times keep their order of arrival.
-        The result has one status per event, in order.
+        The result has one status per event, in order. With `to_stream` False only profiles change: for history that
+        the statistics of a release already count.
 
         Raises:
             ValueError: more than `MAX_EVENTS_PER_CALL` events, an invalid id, or an event without the item it needs.

@@ -83,7 +83,9 @@ class RedisStore:
         self._probe_at = 0.0
         self.skipped_records = 0
 
-    async def append(self, tenant: str, events: Sequence[Event], *, now_ms: int) -> list[EventStatus]:
+    async def append(
+        self, tenant: str, events: Sequence[Event], *, now_ms: int, to_stream: bool = True
+    ) -> list[EventStatus]:
         """See `OnlineStore.append`."""
         check_tenant(tenant)
         check_events(events)
@@ -95,7 +97,10 @@ class RedisStore:
         async with self._bound(self._write_timeout_s):
             await self._check_meta()
             wait_ms = await self._confirm()
-            calls = [self._append_call(tenant, b, [events[i] for i in group], now_ms) for b, group in groups.items()]
+            calls = [
+                self._append_call(tenant, b, [events[i] for i in group], now_ms, to_stream)
+                for b, group in groups.items()
+            ]
             replies = await self._call(calls, wait_ms=wait_ms)
         errors = [reply for reply in replies if isinstance(reply, StoreError)]
         if len(errors) == len(replies):
@@ -107,7 +112,9 @@ class RedisStore:
                     statuses[i] = EventStatus.accepted if accepted else EventStatus.duplicate
         return statuses
 
-    def _append_call(self, tenant: str, bucket: int, events: list[Event], now_ms: int) -> tuple[str, Command]:
+    def _append_call(
+        self, tenant: str, bucket: int, events: list[Event], now_ms: int, to_stream: bool
+    ) -> tuple[str, Command]:
         limits = self._limits
         owners = {owner: i + 1 for i, owner in enumerate(dict.fromkeys(e.owner for e in events))}
         tag = _tag(tenant, bucket)
@@ -116,7 +123,7 @@ class RedisStore:
         keys += [(tag + "e:").encode() + codec.dedupe_digest(event) for event in events]
         session_ms = int(limits.session_s * 1000)
         args: list[Any] = [now_ms, max(1, int(limits.dedupe_s * 1000)), limits.recent_events, limits.seen_items]
-        args += [limits.stream_events, len(owners)]
+        args += [limits.stream_events if to_stream else 0, len(owners)]
         args += [session_ms if owner.startswith(SESSION_PREFIX) else 0 for owner in owners]
         for event in events:
             stored = event.type not in STREAM_ONLY

@@ -1,0 +1,251 @@
+"""The `raycommend` command. Every command takes `--env`, `--set section.field=value` and `--json`.
+
+Errors an operator can put right are one sentence and exit code 1; anything else is a traceback, because it is a bug.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.config import Settings, load_settings
+from cluster.console import answer_table, result, say, stderr, stdout, timings
+from cluster.errors import OperatorError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Real-time recommendations with reasons, on Ray.")
+
+Env = Annotated[str, typer.Option("--env", help="Settings to start from: a name in cluster/envs, or a YAML file.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override one setting: section.field=value. Repeatable.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON line last on stdout.")]
+
+
+@app.command()
+def demo(
+    env: Env = "local",
+    set_: Set = None,
+    json: Json = False,
+    once: Annotated[bool, typer.Option("--once", help="One round, then stop everything.")] = False,
+) -> None:
+    """Prepare what is missing, start, ask, click, ask again; then stay up until Ctrl-C."""
+    from cluster.demo import run_demo
+
+    with _operating(env, set_) as settings:
+        run_demo(settings, once=once, as_json=json)
+
+
+@app.command()
+def up(env: Env = "local", set_: Set = None, json: Json = False) -> None:
+    """Start everything and stay until Ctrl-C."""
+    from cluster.stack import Stack
+
+    with _operating(env, set_) as settings, Stack(settings, say=say) as stack:
+        if json:
+            result({"ok": True, "url": stack.url})
+        else:
+            stdout.print(f"{stack.url}  (docs: {stack.url}/docs)  Ctrl-C stops everything")
+        signal.pause()
+
+
+@app.command()
+def down(env: Env = "local", set_: Set = None, json: Json = False) -> None:
+    """End exactly what `up` started in this state folder, wherever it was started from."""
+    from cluster.ledger import Ledger
+
+    with _operating(env, set_) as settings:
+        ended = Ledger(settings.state).end_all(grace_s=20.0)
+        if json:
+            result({"ok": True, "ended": [{"pid": e.pid, "name": e.name, "killed": e.killed} for e in ended]})
+        elif ended:
+            stdout.print(f"ended {len(ended)} processes")
+        else:
+            stdout.print("nothing was running")
+
+
+@app.command()
+def status(env: Env = "local", set_: Set = None, json: Json = False) -> None:
+    """Show what runs, whether it is ready, and which release it serves. Exit code 3 when nothing runs."""
+    from cluster.client import ApiClient
+    from cluster.ledger import Ledger
+    from cluster.stack import running
+
+    with _operating(env, set_) as settings:
+        processes = Ledger(settings.state).alive()
+        up_now = running(settings)
+        url = f"http://{settings.serve.host}:{settings.serve.http_port}"
+        state: dict[str, Any] = ApiClient(url).ready() if up_now else {"ready": False}
+        if json:
+            listed = [{"pid": p.pid, "name": p.name, "kind": p.kind} for p in processes]
+            result({"running": up_now, **state, "processes": listed})
+        else:
+            stdout.print(f"{'running' if up_now else 'not running'}: {len(processes)} processes of {settings.state}")
+            for name, value in state.items():
+                stdout.print(f"  {name}: {value}")
+        if not up_now:
+            raise typer.Exit(3)
+
+
+@app.command("import")
+def import_(
+    name: Annotated[str, typer.Argument(help="movielens-100k, movielens-small, online-retail or generic.")],
+    path: Annotated[Path | None, typer.Option(help="File or folder of the data set.")] = None,
+    items: Annotated[Path | None, typer.Option(help="generic: items as JSON lines or Parquet.")] = None,
+    events: Annotated[Path | None, typer.Option(help="generic: events as JSON lines or Parquet.")] = None,
+    max_bad_rows: Annotated[int | None, typer.Option(help="Fail above this many bad rows.", min=0)] = None,
+    env: Env = "local",
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Import a data set into the state folder. Bad rows go to a rejects file, numbered; none is dropped silently."""
+    from cluster.prepare import import_dataset
+
+    with _operating(env, set_) as settings:
+        paths = {"path": path, "items": items, "events": events}
+        dataset = import_dataset(settings, name, paths=paths, max_bad_rows=max_bad_rows)
+        counts = {"items": len(dataset.items), "events": len(dataset.events), "left_out": dict(dataset.left_out)}
+        if json:
+            result({"ok": True, "name": dataset.name, **counts})
+        else:
+            stdout.print(f"{dataset.name}: {counts['items']} items, {counts['events']} events; {dataset.licence}")
+            for reason, count in dataset.left_out.items():
+                stdout.print(f"  left out: {count} ({reason})")
+
+
+@app.command()
+def build(
+    dataset: Annotated[str | None, typer.Option(help="Imported data set; the default is cluster.dataset.")] = None,
+    env: Env = "local",
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Build a release: catalog, embeddings, index, behaviour, statistics, ranker. Reuses what is unchanged."""
+    from cluster.prepare import build as build_release
+
+    with _operating(env, set_) as settings:
+        report = build_release(settings, dataset=dataset)
+        release = report.release
+        if json:
+            steps = [
+                {"name": s.name, "ref": s.ref, "seconds": round(s.seconds, 2), "reused": s.reused} for s in report.steps
+            ]
+            result({"ok": True, "release": release.release_id, "notes": dict(release.notes), "steps": steps})
+        else:
+            stdout.print(f"release {release.release_id}")
+
+
+@app.command()
+def recommend(
+    user: Annotated[str | None, typer.Option(help="User id.")] = None,
+    session: Annotated[str | None, typer.Option(help="Session id.")] = None,
+    query: Annotated[str | None, typer.Option(help="Steer by text.")] = None,
+    k: Annotated[int, typer.Option(help="How many items.", min=1, max=100)] = 10,
+    explain: Annotated[bool, typer.Option(help="Wait for reasons by the language model.")] = True,
+    url: Annotated[str | None, typer.Option(help="Where the API is; the default is this machine's.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="RAYCOMMEND_API_KEY", help="Credential.")] = None,
+    env: Env = "local",
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Ask a running deployment for recommendations."""
+    from cluster.client import ApiClient
+
+    with _operating(env, set_) as settings:
+        api = ApiClient(url or f"http://127.0.0.1:{settings.serve.http_port}", api_key=api_key)
+        wish: dict[str, Any] = {"user_id": user, "session_id": session, "query": query, "k": k}
+        wish = {name: value for name, value in wish.items() if value is not None}
+        answer = api.with_reasons(wish) if explain else api.recommend(wish)
+        if json:
+            result(answer)
+        else:
+            stdout.print(answer_table(answer, title="Recommendations"))
+            stdout.print(f"[dim]{timings(answer)}[/dim]")
+            if answer["degraded"]:
+                stdout.print(f"degraded: {', '.join(answer['degraded_reasons'])}")
+
+
+@app.command()
+def evaluate(
+    dataset: Annotated[str, typer.Option(help="ml-100k.")] = "ml-100k",
+    seeds: Annotated[int, typer.Option(help="Tie-breaking seeds.", min=1, max=5)] = 5,
+    ablate: Annotated[bool, typer.Option(help="Source by source, and with and without the ranker.")] = False,
+    env: Env = "local",
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Measure recommendation quality through the real pipeline, beside baselines computed in the same run."""
+    from cluster.evaluate import run_evaluation
+
+    with _operating(env, set_) as settings:
+        run_evaluation(settings, dataset=dataset, seeds=seeds, ablate=ablate, as_json=json)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A benchmark, `list`, or `verify FOLDER`.")] = "list",
+    env: Env = "local",
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Run a benchmark; further options are the benchmark's own. The last line is JSON with its targets."""
+    from loadtests.bench.harness import list_benches, run_bench
+    from loadtests.bench.verify import verify
+
+    with _operating(env, set_) as settings:
+        if name == "list":
+            for one in list_benches():
+                stdout.print(f"{one.name:<12} {one.summary}")
+            return
+        if name == "verify":
+            if len(context.args) != 1:
+                raise OperatorError("bench verify takes the folder of one run")
+            raise typer.Exit(verify(Path(context.args[0]), json=json))
+        tree = settings.model_dump(mode="json")
+        raise typer.Exit(
+            run_bench(name, state=settings.state, json=json, options=_options(context.args), settings=tree)
+        )
+
+
+def _options(arguments: list[str]) -> dict[str, str]:
+    """Read a benchmark's own options: `--name value` or `--name=value`."""
+    options: dict[str, str] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not name:
+            raise OperatorError(f"{argument}: a benchmark's options look like --rate 50")
+        options[name.replace("-", "_")] = value if equals else next(rest, "")
+    return options
+
+
+@contextmanager
+def _operating(env: str, overrides: list[str] | None) -> Iterator[Settings]:
+    """Load the settings; turn errors with a fix into one sentence, and signals into an orderly end."""
+    # SIGTERM unwinds like Ctrl-C, so that `down` and a supervisor get the same orderly stop.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield load_settings(env, overrides or [])
+    except OperatorError as error:
+        stderr.print(f"[red]error:[/red] {error}", markup=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        stderr.print("stopped")
+        raise typer.Exit(0) from None
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point of the `raycommend` command."""
+    sys.exit(app())
+
+
+if __name__ == "__main__":
+    main()

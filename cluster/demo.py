@@ -1,0 +1,100 @@
+"""The demo: what a newcomer sees. Prepares, starts, asks, clicks, asks again and shows both lists.
+
+The click is on an item the first list does not show, so that what moves is the click's doing.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+from rich.panel import Panel
+
+from cluster.client import ApiClient
+from cluster.config import Settings
+from cluster.console import answer_table, result, say, stdout, timings
+from cluster.prepare import build, import_dataset
+from cluster.stack import Stack
+from cluster.workspace import Workspace
+from pipelines.dataset import Dataset
+
+USER = "196"
+REASONS_DEADLINE_MS = 60_000
+
+
+def run_demo(settings: Settings, *, once: bool, as_json: bool) -> None:
+    """Run the demo; returns after one round with `once`, else when interrupted. Raises OperatorError."""
+    started = time.perf_counter()
+    dataset = _prepare(settings)
+    setup_s = time.perf_counter() - started
+    say(f"prepared in {setup_s:.1f} s")
+    started = time.perf_counter()
+    with Stack(settings, say=say) as stack:
+        start_s = time.perf_counter() - started
+        say(f"started in {start_s:.1f} s: {stack.url}")
+        first, second = _round(ApiClient(stack.url), dataset)
+        if not as_json:
+            _show(dataset, first, second)
+        if not once:
+            stdout.print(Panel(f"{stack.url}  ·  {stack.url}/docs  ·  Ctrl-C stops everything"))
+            _wait_for_interrupt()
+        say("stopping")
+    if as_json:
+        ok = bool(first["items"]) and bool(second["items"]) and first["items"] != second["items"]
+        result({"ok": ok, "first": first, "second": second, "setup_s": round(setup_s, 1), "start_s": round(start_s, 1)})
+
+
+def _prepare(settings: Settings) -> Dataset:
+    workspace = Workspace(settings)
+    name = settings.cluster.dataset
+    if not workspace.dataset_folder(name).is_dir():
+        say(f"importing {name}")
+        import_dataset(settings, name, paths={})
+    say("fetching the models")
+    workspace.encoder_folder()
+    workspace.generator_folder()
+    build(settings)
+    return workspace.dataset(name)
+
+
+def _round(api: ApiClient, dataset: Dataset) -> tuple[dict[str, Any], dict[str, Any]]:
+    wish = {"user_id": USER, "k": 10, "reasons_deadline_ms": REASONS_DEADLINE_MS, "deadline_ms": 2000}
+    say(f"asking for user {USER}")
+    first = api.with_reasons(wish)
+    clicked = _something_else(dataset, first)
+    say("clicking on something else")
+    status = api.click(USER, clicked)
+    second = api.with_reasons(wish)
+    second["clicked"] = {"item_id": clicked, "title": _title(dataset, clicked), "status": status["status"]}
+    return first, second
+
+
+def _something_else(dataset: Dataset, first: dict[str, Any]) -> str:
+    """Pick the best-known film that the user has not rated and the first list does not show."""
+    touched = {i for u, i in zip(dataset.events.user_ids, dataset.events.item_ids, strict=True) if u == USER}
+    shown = {item["item_id"] for item in first["items"]}
+    counts: dict[str, int] = {}
+    for item in dataset.events.item_ids:
+        counts[item] = counts.get(item, 0) + 1
+    return max((i for i in counts if i not in touched | shown), key=lambda i: (counts[i], i))
+
+
+def _show(dataset: Dataset, first: dict[str, Any], second: dict[str, Any]) -> None:
+    before = {item["item_id"]: item["rank"] for item in first["items"]}
+    stdout.print(answer_table(first, title=f"Before: user {USER}"))
+    stdout.print(f"[dim]{timings(first)}[/dim]\n")
+    clicked = second["clicked"]["title"]
+    stdout.print(answer_table(second, title=f"After a click on “{clicked}”", before=before))
+    stdout.print(f"[dim]{timings(second)}[/dim]")
+
+
+def _title(dataset: Dataset, item_id: str) -> str:
+    return next((i.title for i in dataset.items if i.item_id == item_id), item_id)
+
+
+def _wait_for_interrupt() -> None:
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        return

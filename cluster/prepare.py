@@ -1,0 +1,93 @@
+"""Making what `up` serves: import a data set, build a release. The bodies of the `import` and `build` commands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.config import Settings
+from cluster.console import bars, say
+from cluster.errors import OperatorError
+from cluster.stack import publish, running
+from cluster.workspace import Workspace
+from models.hub import resolve
+from models.releases import Release
+from pipelines.build import Builder, BuildReport, StepReport
+from pipelines.dataset import Dataset, write_dataset
+from pipelines.importers import IMPORTERS, ImportFailed
+
+
+def import_dataset(
+    settings: Settings, name: str, *, paths: Mapping[str, Path | None], max_bad_rows: int | None = None
+) -> Dataset:
+    """Import `name` into the state folder and return it. Raises OperatorError for a wrong name, path or data."""
+    workspace = Workspace(settings)
+    importer = IMPORTERS.get(name)
+    if importer is None:
+        raise OperatorError(f"no importer {name}: there is {', '.join(IMPORTERS)}")
+    with bars() as progress:
+        given: dict[str, Path] = {}
+        for option in importer.inputs:
+            path = paths.get(option)
+            if path is None and importer.default_uri is None:
+                raise OperatorError(f"import {name} needs --{option}: {importer.summary}")
+            given[option] = path or resolve(importer.default_uri or "", cache=workspace.models, progress=progress)
+        unused = [o for o, p in paths.items() if p is not None and o not in importer.inputs]
+        if unused:
+            raise OperatorError(f"import {name} takes no --{unused[0]}")
+        limit = settings.pipelines.max_bad_rows if max_bad_rows is None else max_bad_rows
+        rejects = workspace.data / f"{name}.rejects.jsonl"
+        rejects.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            dataset = importer.run(*given.values(), rejects=rejects, max_bad_rows=limit, progress=progress)
+        except (ImportFailed, OSError) as error:
+            raise OperatorError(str(error)) from error
+    write_dataset(dataset, workspace.dataset_folder(name))
+    return dataset
+
+
+def build(settings: Settings, *, dataset: str | None = None) -> BuildReport:
+    """Build a release of a data set, keep it as the latest, and publish it where a cluster runs."""
+    workspace = Workspace(settings)
+    data = workspace.dataset(dataset)
+    book = workspace.releases()
+    before = book.latest()
+    with bars() as progress:
+        builder = Builder(
+            workspace.artifacts(),
+            settings=settings.pipelines,
+            encoder=lambda: workspace.encoder(threads=os.cpu_count() or 1),
+            encoder_uri=settings.models.encoder.uri,
+            progress=progress,
+            on_step=_tell,
+        )
+        report = builder.run(data, parent=None if before is None else before.release_id)
+    _check_dimension(settings, workspace, report.release)
+    book.save(report.release)
+    if running(settings):
+        os.environ.update({**workspace.secrets(), **os.environ})
+        say(f"published as epoch {publish(settings, report.release)}")
+    return report
+
+
+def _check_dimension(settings: Settings, workspace: Workspace, release: Release) -> None:
+    meta = workspace.artifacts().meta(release.artifacts["index"])
+    if meta["dimension"] != settings.models.encoder.dimension:
+        raise OperatorError(
+            f"the index has {meta['dimension']} dimensions, models.encoder.dimension = "
+            f"{settings.models.encoder.dimension}: set it to the encoder's"
+        )
+
+
+def _tell(step: StepReport) -> None:
+    what = "reused" if step.reused else f"{step.seconds:.1f} s"
+    say(f"{step.name:<11} {what}  {_summary(step.meta)}")
+
+
+def _summary(meta: Mapping[str, Any]) -> str:
+    shown = {k: v for k, v in meta.items() if k in ("items", "events", "dimension", "kind")}
+    metrics = meta.get("metrics") or {}
+    shown |= {k: v for k, v in metrics.items() if isinstance(v, bool | int | float | str)}
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in list(shown.items())[:6])

@@ -1,0 +1,105 @@
+"""The state folder as code: where models, data, artifacts and secrets of one deployment lie, and how to open them.
+
+Called by the commands. Knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+
+from cluster.config import Settings
+from cluster.errors import OperatorError
+from models.artifacts import ArtifactStore
+from models.encoder import Encoder
+from models.hub import resolve, resolve_generator
+from models.progress import Progress, silent
+from models.releases import ReleaseBook
+from pipelines.dataset import Dataset, read_dataset
+from serve.auth import DEFAULT_TENANT
+from serve.deployments.replica import CACHE_URL, SIGNING_KEY, STORE_URL
+
+
+class Workspace:
+    """One state folder."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.root = settings.state
+        # Not called `models`: workers run in the state folder, and such a folder there would shadow our package.
+        self.models = self.root / "model-cache"
+        self.data = self.root / "data"
+        self.records = self.root / "records"
+        self.logs = self.root / "logs"
+
+    def artifacts(self, tenant: str = DEFAULT_TENANT) -> ArtifactStore:
+        """Open the artifact store of a tenant."""
+        return ArtifactStore(self.settings.artifacts_url, cache=self.root / "artifact-cache", tenant=tenant)
+
+    def releases(self, tenant: str = DEFAULT_TENANT) -> ReleaseBook:
+        """Open the releases of a tenant."""
+        return ReleaseBook(self.artifacts(tenant))
+
+    def dataset_folder(self, name: str | None = None) -> Path:
+        """Return where an imported data set lies."""
+        return self.data / (name or self.settings.cluster.dataset)
+
+    def dataset(self, name: str | None = None) -> Dataset:
+        """Read an imported data set. Raises OperatorError naming the import command when it is not there."""
+        folder = self.dataset_folder(name)
+        if not folder.is_dir():
+            raise OperatorError(f"no data set {folder.name}: run `raycommend import {folder.name}` first")
+        return read_dataset(folder)
+
+    def encoder_folder(self, *, progress: Progress = silent) -> Path:
+        """Return the encoder's folder, fetched when it is not there."""
+        return resolve(self.settings.models.encoder.uri, cache=self.models, progress=progress)
+
+    def generator_folder(self, *, progress: Progress = silent) -> Path:
+        """Return the language model's folder, fetched and converted when it is not there."""
+        return resolve_generator(self.settings.models.generator.uri, cache=self.models, progress=progress)
+
+    def encoder(self, *, threads: int | None = None) -> Encoder:
+        """Load the encoder. Raises OperatorError when its dimension is not what the settings say."""
+        from models.encoder import SentenceTransformerEncoder
+
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+        of = self.settings.models.encoder
+        encoder = SentenceTransformerEncoder(self.encoder_folder(), max_tokens=of.max_tokens, batch_size=of.batch_size)
+        if encoder.dimension != of.dimension:
+            raise OperatorError(
+                f"the encoder has {encoder.dimension} dimensions, models.encoder.dimension = {of.dimension}: "
+                "set it to the model's"
+            )
+        return encoder
+
+    def secrets(self) -> dict[str, str]:
+        """Return the environment that replicas need, creating what is missing in a file only the owner reads.
+
+        What the environment already holds wins over the file.
+        """
+        file = self.root / "secrets.json"
+        kept: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
+        store = self.settings.cluster.store
+        password = kept.setdefault("store_password", secrets.token_hex(24))
+        kept.setdefault("signing_key", secrets.token_hex(32))
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+            json.dump(kept, out)
+        values = {SIGNING_KEY: kept["signing_key"]}
+        if store.mode == "embedded":
+            values[STORE_URL] = f"redis://:{password}@127.0.0.1:{store.port}/0"
+            values[CACHE_URL] = f"redis://:{password}@127.0.0.1:{store.cache_port}/0"
+            return values
+        return {**values, **{n: os.environ[n] for n in (STORE_URL, CACHE_URL, SIGNING_KEY) if n in os.environ}}
+
+    def store_password(self) -> str:
+        """Return the password of the embedded servers."""
+        self.secrets()
+        password: str = json.loads((self.root / "secrets.json").read_text())["store_password"]
+        return password

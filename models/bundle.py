@@ -1,0 +1,119 @@
+"""A release loaded into one process: the mapped catalog and embeddings, and on demand the engines over them.
+
+Arrays are memory-mapped, so that many processes of a node share one copy. Called by every stage, by training's
+offline twin and by evaluation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from models.artifacts import Artifact, ArtifactError, ArtifactStore
+from models.catalog import ItemCatalog
+from models.rankers.port import CrossEncoder, RetrievalOrder
+from models.releases import Release
+
+if TYPE_CHECKING:
+    from models.behaviour.behaviour import Behaviour
+    from models.behaviour.statistics import Statistics
+    from models.retrieval.engine import RetrievalEngine
+    from models.retrieval.filters import AttributeMasks
+    from models.retrieval.settings import RetrievalSettings
+
+EMBEDDINGS_FILE = "embeddings.npy"
+
+
+@dataclass(frozen=True)
+class ReleaseBundle:
+    """One release in memory. `embeddings` is float32[items, dim] of unit rows, memory-mapped."""
+
+    release: Release
+    folders: dict[str, Path]
+    catalog: ItemCatalog
+    embeddings: npt.NDArray[np.float32]
+    settings: RetrievalSettings
+
+    @property
+    def release_id(self) -> str:
+        """Name of the release."""
+        return self.release.release_id
+
+    @cached_property
+    def behaviour(self) -> Behaviour:
+        """Transitions and collaborative weights."""
+        from models.behaviour.behaviour import Behaviour
+
+        return Behaviour.load(self.folders["behaviour"])
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Popularity, all-time and recent."""
+        from models.behaviour.statistics import Statistics
+
+        return Statistics.load(self.folders["statistics"])
+
+    @property
+    def popularity(self) -> npt.NDArray[np.float32]:
+        """How often each item was taken, float32[items]."""
+        return self.statistics.popularity
+
+    @cached_property
+    def popularity_rank(self) -> npt.NDArray[np.int64]:
+        """Rank of each item by popularity, 0 for the most popular."""
+        return _ranks(self.statistics.popularity)
+
+    @cached_property
+    def trending_rank(self) -> npt.NDArray[np.int64]:
+        """Rank of each item by recent popularity, 0 for the most popular."""
+        return _ranks(self.statistics.recent)
+
+    @cached_property
+    def masks(self) -> AttributeMasks:
+        """Attribute conditions as masks over the catalog."""
+        from models.retrieval.filters import AttributeMasks
+
+        return AttributeMasks(self.catalog)
+
+    @cached_property
+    def engine(self) -> RetrievalEngine:
+        """All retrieval sources over this release."""
+        from models.index import load_faiss
+        from models.retrieval.engine import RetrievalEngine
+
+        index = load_faiss(self.folders["index"], self.embeddings)
+        return RetrievalEngine(
+            self.catalog, self.embeddings, index, self.behaviour, self.statistics, settings=self.settings
+        )
+
+    @cached_property
+    def ranker(self) -> CrossEncoder:
+        """The trained ranker, or retrieval order where the release names none."""
+        from models.rankers.load import load_ranker
+
+        if "ranker" not in self.folders:
+            return RetrievalOrder()
+        return load_ranker(self.folders["ranker"], self.catalog, self.embeddings, self.statistics)
+
+
+def load_bundle(store: ArtifactStore, release: Release, *, settings: RetrievalSettings) -> ReleaseBundle:
+    """Pull, verify and map every artifact of `release`. Raises ArtifactError naming the artifact and file."""
+    artifacts: dict[str, Artifact] = {kind: store.get(ref) for kind, ref in release.artifacts.items()}
+    catalog = ItemCatalog(artifacts["catalog"].path)
+    file = artifacts["embeddings"].path / EMBEDDINGS_FILE
+    embeddings = np.load(file, mmap_mode="r", allow_pickle=False)
+    if embeddings.ndim != 2 or len(embeddings) != len(catalog):
+        raise ArtifactError(f"{artifacts['embeddings'].ref}: {embeddings.shape} for {len(catalog)} items")
+    folders = {kind: artifact.path for kind, artifact in artifacts.items()}
+    return ReleaseBundle(release, folders, catalog, embeddings, settings)
+
+
+def _ranks(counts: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    ranks = np.empty(len(counts), np.int64)
+    ranks[np.argsort(-np.asarray(counts), kind="stable")] = np.arange(len(counts))
+    return ranks

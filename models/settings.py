@@ -1,0 +1,68 @@
+"""Settings of what is computed: the `models` section of the one typed tree (see `cluster.config`)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.hub import DEFAULT_ENCODER_URI, DEFAULT_GENERATOR_URI
+from models.retrieval.settings import RetrievalSettings
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class EncoderSettings(_Section):
+    """The text encoder."""
+
+    uri: str = DEFAULT_ENCODER_URI
+    """Where the model comes from: a folder, `hf://owner/name@revision` or `pypi://…#sha256=…`."""
+    dimension: int = Field(384, ge=1)
+    """Length of its vectors; checked against the model when it is loaded."""
+    max_tokens: int = Field(128, ge=8, le=8192)
+    """Longer texts are cut."""
+    batch_size: int = Field(32, ge=1)
+    """Texts per forward pass."""
+
+
+class GeneratorSettings(_Section):
+    """The language model that writes reasons."""
+
+    uri: str = DEFAULT_GENERATOR_URI
+    """Where the model comes from; a `.gguf` file is turned into safetensors once."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """`auto` takes bfloat16 where the hardware computes it, else float32 (four times faster there)."""
+    max_model_len_tokens: int = Field(1024, ge=256)
+    """Longest prompt plus answer."""
+    kv_cache_gib: int = Field(1, ge=1)
+    """Memory for the key-value cache on a CPU."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of the engine."""
+    niceness: int = Field(5, ge=0, le=19)
+    """Scheduling priority of the engine's processes, so that lists come before reasons on a small machine."""
+    max_pending: int = Field(64, ge=1)
+    """Reasons under way or waiting in one replica; beyond that templates answer at once."""
+
+
+class RankerSettings(_Section):
+    """The cross-encoder."""
+
+    backend: Literal["compressed", "text"] = "compressed"
+    """`compressed` attends over cached item tokens; `text` reads profile and item text with a transformers model."""
+    text_uri: str | None = None
+    """The sequence-classification model of the `text` back end."""
+
+
+class ModelSettings(_Section):
+    """The `models` section."""
+
+    encoder: EncoderSettings = EncoderSettings()
+    """Text to vectors."""
+    generator: GeneratorSettings = GeneratorSettings()
+    """Reasons."""
+    ranker: RankerSettings = RankerSettings()
+    """Scores."""
+    retrieval: RetrievalSettings = RetrievalSettings()
+    """Sources and their weights."""

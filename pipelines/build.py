@@ -1,0 +1,225 @@
+"""Build: from an imported data set to a release, one artifact per step, each reused while its inputs are the same.
+
+catalog → embeddings → index → behaviour → statistics → ranker → release. A step's inputs (references of the artifacts
+before it, model, settings) are part of its manifest; a second run finds the artifact made from the same inputs
+and makes nothing. Called by the command line; knows nothing of serving or of the release pointer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.artifacts import Artifact, ArtifactStore
+from models.bundle import EMBEDDINGS_FILE
+from models.catalog import CATALOG_FILE, ItemCatalog, write_catalog
+from models.encoder import Encoder
+from models.progress import Progress, silent
+from models.releases import Release, new_release
+from pipelines.dataset import Dataset
+from pipelines.settings import PipelinesSettings
+
+FORMATS = {"catalog": 1, "embeddings": 1, "index": 1, "behaviour": 2, "statistics": 1, "ranker": 1}
+"""Version of each kind's files; raise it when the code that writes them changes, and they are made anew."""
+
+Make = Callable[[Path], Mapping[str, Any]]
+
+
+@dataclass(slots=True)
+class StepReport:
+    """What one step did."""
+
+    name: str
+    ref: str | None
+    seconds: float
+    reused: bool
+    meta: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class BuildReport:
+    """The release that was built, and its steps in order."""
+
+    release: Release
+    steps: list[StepReport] = field(default_factory=list)
+
+
+class Builder:
+    """Runs the steps of one build."""
+
+    def __init__(
+        self,
+        artifacts: ArtifactStore,
+        *,
+        settings: PipelinesSettings,
+        encoder: Callable[[], Encoder],
+        encoder_uri: str,
+        progress: Progress = silent,
+        on_step: Callable[[StepReport], None] = lambda _: None,
+    ) -> None:
+        """`encoder` is called only when there is something to embed."""
+        self._artifacts = artifacts
+        self._settings = settings
+        self._encoder = encoder
+        self._encoder_uri = encoder_uri
+        self._progress = progress
+        self._on_step = on_step
+        self._steps: list[StepReport] = []
+
+    def run(self, dataset: Dataset, *, parent: str | None = None) -> BuildReport:
+        """Build every artifact of `dataset` and return the release (not yet published).
+
+        Raises ValueError for a data set without items.
+        """
+        if not dataset.items:
+            raise ValueError(f"{dataset.name} has no items: there is nothing to recommend")
+        catalog_step = self._step("catalog", {"items": _digest_items(dataset)}, lambda to: _write_catalog(dataset, to))
+        catalog = ItemCatalog(catalog_step.path)
+        embedding_step = self._step(
+            "embeddings",
+            {"catalog": catalog_step.ref, "encoder": self._encoder_uri},
+            lambda to: self._embed(catalog, to),
+        )
+        embeddings = np.load(embedding_step.path / EMBEDDINGS_FILE, mmap_mode="r", allow_pickle=False)
+        index_step = self._step("index", {"embeddings": embedding_step.ref}, lambda to: _index(embeddings, to))
+        events = {"catalog": catalog_step.ref, "events": _digest_events(dataset)}
+        behaviour_step = self._step(
+            "behaviour",
+            {**events, **self._settings.behaviour.model_dump()},
+            lambda to: self._behave(dataset, catalog, to),
+        )
+        statistics_step = self._step(
+            "statistics",
+            {**events, "half_life_days": self._settings.popularity_half_life_days},
+            lambda to: self._count(dataset, catalog, to),
+        )
+        steps = [catalog_step, embedding_step, index_step, behaviour_step, statistics_step]
+        references = {a.ref.split("/")[0]: a.ref for a in steps}
+        notes: dict[str, Any] = {"dataset": dataset.name, "items": len(catalog), "events": len(dataset.events)}
+        if self._settings.train_ranker:
+            inputs = {
+                **events,
+                "embeddings": embedding_step.ref,
+                "behaviour": self._settings.behaviour.model_dump(),
+                "training": self._settings.training.model_dump(),
+                "seed": self._settings.seed,
+            }
+            ranker = self._step("ranker", inputs, lambda to: self._train(dataset, catalog, embeddings, to))
+            notes["ranker"] = dict(ranker.meta.get("metrics", {}))
+            # Measured on validation events: a ranker below retrieval order is kept, but not switched on.
+            if notes["ranker"].get("switch_on"):
+                references["ranker"] = ranker.ref
+        return BuildReport(new_release(references, parent=parent, **notes), self._steps)
+
+    def _step(self, kind: str, inputs: Mapping[str, Any], make: Make) -> Artifact:
+        started = time.perf_counter()
+        versioned = {**inputs, "format": FORMATS[kind]}
+        key = hashlib.sha256(json.dumps(versioned, sort_keys=True, default=str).encode()).hexdigest()
+        found = self._find(kind, key)
+        if found is None:
+            with tempfile.TemporaryDirectory(prefix=f"raycommend-{kind}-") as folder:
+                meta = make(Path(folder))
+                body = {"inputs": dict(inputs), "inputs_key": key, **meta}
+                ref = self._artifacts.put(kind, Path(folder), json.loads(json.dumps(body, default=str)))
+            artifact = self._artifacts.get(ref)
+        else:
+            artifact = found
+        seconds = time.perf_counter() - started
+        report = StepReport(kind, artifact.ref, seconds, found is not None, artifact.meta)
+        self._steps.append(report)
+        self._on_step(report)
+        return artifact
+
+    def _find(self, kind: str, key: str) -> Artifact | None:
+        return next(
+            (
+                self._artifacts.get(ref)
+                for ref in self._artifacts.list(kind)
+                if self._artifacts.meta(ref).get("inputs_key") == key
+            ),
+            None,
+        )
+
+    def _embed(self, catalog: ItemCatalog, to: Path) -> Mapping[str, Any]:
+        encoder = self._encoder()
+        block = 256
+        vectors = np.empty((len(catalog), encoder.dimension), np.float32)
+        for start in range(0, len(catalog), block):
+            rows = range(start, min(start + block, len(catalog)))
+            vectors[start : start + len(rows)] = encoder.encode([catalog.document(r) for r in rows])
+            self._progress("embed", rows.stop, len(catalog))
+        if not np.isfinite(vectors).all():
+            raise ValueError("the encoder returned values that are not numbers")
+        np.save(to / EMBEDDINGS_FILE, vectors, allow_pickle=False)
+        return {"items": len(catalog), "dimension": encoder.dimension}
+
+    def _behave(self, dataset: Dataset, catalog: ItemCatalog, to: Path) -> Mapping[str, Any]:
+        from models.behaviour.behaviour import fit_behaviour
+
+        fit_behaviour(dataset.events, catalog, self._settings.behaviour).save(to)
+        return {"events": len(dataset.events), **_window(dataset)}
+
+    def _count(self, dataset: Dataset, catalog: ItemCatalog, to: Path) -> Mapping[str, Any]:
+        from models.behaviour.statistics import fit_statistics
+
+        half_life = self._settings.popularity_half_life_days
+        fit_statistics(dataset.events, catalog, half_life_days=half_life).save(to)
+        return {"events": len(dataset.events), **_window(dataset)}
+
+    def _train(self, dataset: Dataset, catalog: ItemCatalog, embeddings: Any, to: Path) -> Mapping[str, Any]:
+        from pipelines.training.train import train_ranker
+
+        metrics = train_ranker(
+            dataset.events,
+            catalog,
+            np.asarray(embeddings),
+            to,
+            settings=self._settings.training,
+            behaviour=self._settings.behaviour,
+            seed=self._settings.seed,
+            progress=self._progress,
+        )
+        return {"metrics": metrics, **_window(dataset)}
+
+
+def _write_catalog(dataset: Dataset, to: Path) -> Mapping[str, Any]:
+    write_catalog(dataset.items, to / CATALOG_FILE)
+    return {"items": len(dataset.items), "dataset": dataset.name, "licence": dataset.licence}
+
+
+def _index(embeddings: Any, to: Path) -> Mapping[str, Any]:
+    from models.index import build_faiss, write_faiss
+
+    index = build_faiss(np.ascontiguousarray(embeddings, dtype=np.float32))
+    write_faiss(index, to)
+    return {"kind": type(index).__name__, "items": len(embeddings), "dimension": int(embeddings.shape[1])}
+
+
+def _window(dataset: Dataset) -> dict[str, Any]:
+    times = dataset.events.timestamps_ms
+    return {"window_ms": [int(times[0]), int(times[-1])] if len(times) else []}
+
+
+def _digest_items(dataset: Dataset) -> str:
+    digest = hashlib.sha256()
+    for item in dataset.items:
+        parts = [item.item_id, item.title, item.text, sorted(item.labels.items()), sorted(item.numbers.items())]
+        digest.update(json.dumps(parts, ensure_ascii=True).encode())
+    return digest.hexdigest()
+
+
+def _digest_events(dataset: Dataset) -> str:
+    digest = hashlib.sha256()
+    log = dataset.events
+    for column in (log.types, log.values, log.timestamps_ms):
+        digest.update(column.tobytes())
+    digest.update("\n".join(f"{u}\t{i}" for u, i in zip(log.user_ids, log.item_ids, strict=True)).encode())
+    return digest.hexdigest()

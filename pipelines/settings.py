@@ -1,0 +1,27 @@
+"""Settings of how artifacts are made: the `pipelines` section of the one typed tree (see `cluster.config`)."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.behaviour.behaviour import BehaviourSettings
+from pipelines.training.settings import TrainingSettings
+
+
+class PipelinesSettings(BaseModel):
+    """The `pipelines` section."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    max_bad_rows: int = Field(0, ge=0)
+    """An import with more bad rows than this fails; all of them are in the rejects file either way."""
+    popularity_half_life_days: float = Field(14.0, gt=0)
+    """Recent popularity halves in this time."""
+    train_ranker: bool = True
+    """Whether `build` trains a ranker; without one, retrieval order is served."""
+    seed: int = Field(0, ge=0)
+    """Seed of training; the same seed and data give the same ranker."""
+    behaviour: BehaviourSettings = BehaviourSettings()
+    """Transitions and collaborative weights."""
+    training: TrainingSettings = TrainingSettings()
+    """The ranker's training."""

@@ -1,0 +1,96 @@
+"""`build(args)`: the Serve application, stages wired to the ingress as the settings say.
+
+Also the entry of `serve run serve.app:build` and of KubeRay's `import_path`. `args` is a JSON-like mapping of
+`AppArgs`; `cluster` composes it from the settings tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve as ray_serve
+
+import serve as our_package
+from models.settings import ModelSettings
+from serve.deployments.explainer import ExplainerDeployment
+from serve.deployments.ingress import IngressDeployment
+from serve.deployments.replica import ReplicaConfig
+from serve.deployments.stages import STAGES
+from serve.settings import DeploymentSettings, ServeSettings
+from serve.wiring import Stages
+
+APP_NAME = "raycommend"
+HEALTH_PERIOD_S = 2.0
+HEALTH_TIMEOUT_S = 5.0
+
+
+class AppArgs(BaseModel):
+    """What the application needs to know; no secrets (those come from the environment of each node)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    serve: ServeSettings = ServeSettings()
+    models: ModelSettings = ModelSettings()
+    artifacts_url: str
+    artifact_cache: str
+    records_folder: str
+    encoder_folder: str
+    generator_folder: str
+    store_cluster: bool = False
+
+
+def build(args: Mapping[str, Any]) -> Any:
+    """Return the bound application. Raises pydantic's ValidationError on arguments that do not fit."""
+    given = AppArgs.model_validate(args)
+    settings = given.serve
+    config = ReplicaConfig(
+        settings=settings,
+        retrieval=given.models.retrieval,
+        artifacts_url=given.artifacts_url,
+        artifact_cache=given.artifact_cache,
+        records_folder=given.records_folder,
+        package_root=str(Path(our_package.__file__ or "").resolve().parent.parent),
+        store_cluster=given.store_cluster,
+    )
+    encoder = given.models.encoder
+    arguments: dict[str, tuple[Any, ...]] = {
+        "features": (config,),
+        "encoder": (config, given.encoder_folder, encoder.max_tokens, encoder.dimension),
+        "retriever": (config,),
+        "ranker": (config,),
+    }
+    handles = {
+        name: deployment(STAGES[name], getattr(settings, name)).bind(*arguments[name])
+        for name in STAGES
+        if getattr(settings, name).placement == "deployment"
+    }
+    explainer = deployment(ExplainerDeployment, settings.explainer).bind(
+        config, given.generator_folder, given.models.generator
+    )
+    stages = Stages(settings, given.encoder_folder, encoder.max_tokens, explainer, **handles)
+    return deployment(IngressDeployment, settings.ingress).bind(config, stages)
+
+
+def deployment(cls: Any, of: DeploymentSettings) -> Any:
+    """Return `cls` as a deployment with every default of Serve that could hurt overridden."""
+    return ray_serve.deployment(
+        cls,
+        name=cls.__name__.removesuffix("Deployment"),
+        max_ongoing_requests=of.max_ongoing_requests,
+        max_queued_requests=of.max_queued_requests,
+        autoscaling_config={
+            "min_replicas": of.min_replicas,
+            "max_replicas": of.max_replicas,
+            "target_ongoing_requests": of.target_ongoing_requests,
+            "upscale_delay_s": 5.0,
+            "downscale_delay_s": 120.0,
+        },
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
+        graceful_shutdown_timeout_s=5.0,
+        ray_actor_options={"num_cpus": of.num_cpus, "num_gpus": of.num_gpus},
+        logging_config={"enable_access_log": False},
+    )

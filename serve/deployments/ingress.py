@@ -1,0 +1,138 @@
+"""The Ingress deployment: stage 1. Routes only; the edge and the services do the work."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from ray import serve as ray_serve
+from starlette.exceptions import HTTPException
+
+from models.store.port import OnlineStore, StoreError
+from serve.deployments.openapi import body_of, describe
+from serve.deployments.replica import (
+    ReplicaConfig,
+    api_keys,
+    check_packages,
+    executor,
+    follow_releases,
+    open_store,
+    signing_key,
+    warm_edge,
+)
+from serve.http import HttpEdge, loop_lag, problem
+from serve.ingest import EventService
+from serve.metrics import ServeMetrics
+from serve.pipeline import RecommendationPipeline
+from serve.recommend import RecommendService
+from serve.records import ServedRecords
+from serve.releases import ReleaseHolder
+from serve.schemas import EventIn, EventsAnswer, Problem, RecommendAnswer, RecommendRequest
+from serve.signing import Signer
+from serve.stages import StoreEventSink
+from serve.wiring import Stages
+
+app = FastAPI(title="Raycommend", version="1", description="Recommendations with reasons, in real time.")
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem} for status in (400, 401, 413, 422, 429, 500, 503)
+}
+
+
+@app.exception_handler(HTTPException)
+async def _not_ours(request: Request, error: HTTPException) -> Response:
+    """Give unknown paths and methods the same kind of document as everything else."""
+    return problem("", error.status_code, str(error.detail), "there is no such route; see /docs")
+
+
+@ray_serve.ingress(app)
+class IngressDeployment:
+    """Builds the services of one replica and hands requests to them."""
+
+    async def __init__(self, config: ReplicaConfig, stages: Stages) -> None:  # type: ignore[misc]  # Serve awaits it
+        from pathlib import Path
+
+        check_packages(config)
+        settings = config.settings
+        self._store: OnlineStore = open_store(config)
+        self._metrics = ServeMetrics()
+        self._releases: ReleaseHolder = await follow_releases(config, self._store, warm_edge)
+        pool = executor(settings.ingress.threads, "ingress")
+        ports = stages.ports(self._releases.bundle, self._store, pool)
+        signer = Signer(signing_key())
+        self._records = ServedRecords(Path(config.records_folder), dropped=self._metrics.record_dropped)
+        self._records.start()
+        pipeline = RecommendationPipeline(
+            fetcher=ports.fetcher,
+            encoder=ports.encoder,
+            retriever=ports.retriever,
+            ranker=ports.ranker,
+            bundle_of=self._releases.bundle,
+            settings=settings.pipeline,
+            recorder=self._metrics,
+        )
+        self._edge = HttpEdge(
+            keys=api_keys(),
+            settings=settings,
+            recommend=RecommendService(
+                pipeline=pipeline,
+                explainer=ports.explainer,
+                releases=self._releases,
+                signer=signer,
+                records=self._records,
+                metrics=self._metrics,
+                settings=settings,
+                executor=pool,
+            ),
+            events=EventService(StoreEventSink(self._store), signer, self._metrics, settings),
+            ready=self._state,
+            metrics=self._metrics,
+        )
+        self._lag = asyncio.create_task(loop_lag(self._observe_lag))
+
+    @app.post(
+        "/v1/recommend", response_model=RecommendAnswer, responses=_PROBLEMS, openapi_extra=body_of(RecommendRequest)
+    )
+    async def recommend(self, request: Request) -> Response:
+        """Ranked items for a user or session, as JSON or (Accept: text/event-stream) as server-sent events."""
+        return await self._edge.recommend(request)
+
+    @app.post(
+        "/v1/events",
+        status_code=202,
+        response_model=EventsAnswer,
+        responses=_PROBLEMS,
+        openapi_extra=body_of(EventIn, or_list=True),
+    )
+    async def events(self, request: Request) -> Response:
+        """Take one event or up to 500; answered when they are durable."""
+        return await self._edge.events(request)
+
+    @app.get("/healthz")
+    async def healthz(self) -> dict[str, str]:
+        """Alive."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz(self, request: Request) -> Response:
+        """Ready, with the state of each dependency and the release."""
+        return await self._edge.readyz(request)
+
+    async def check_health(self) -> None:
+        """Healthy while this runs: a store or an engine that is away never restarts the ingress."""
+
+    async def _state(self) -> dict[str, Any]:
+        try:
+            await self._store.ping()
+            store = "ok"
+        except StoreError:
+            store = "unavailable"
+        releases = {tenant: self._releases.current(tenant) for tenant in api_keys().tenants}
+        return {"ready": store == "ok", "store": store, "releases": releases}
+
+    def _observe_lag(self, seconds: float) -> None:
+        self._metrics.loop_lag(seconds)
+        self._metrics.in_flight(self._edge.in_flight)
+
+
+describe(app, [RecommendRequest, EventIn])

@@ -1,0 +1,117 @@
+"""What every replica is bound with, and how it opens what it needs. Secrets come from the environment only."""
+
+from __future__ import annotations
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.artifacts import ArtifactStore
+from models.bundle import ReleaseBundle
+from models.retrieval.settings import RetrievalSettings
+from models.store.port import OnlineStore
+from serve.auth import Keys
+from serve.errors import ConfigError
+from serve.releases import ReleaseHolder, Warm
+from serve.settings import ServeSettings
+
+STORE_URL = "RAYCOMMEND_STORE_URL"
+CACHE_URL = "RAYCOMMEND_CACHE_URL"
+SIGNING_KEY = "RAYCOMMEND_SIGNING_KEY"
+API_KEYS = "RAYCOMMEND_API_KEYS"
+
+
+@dataclass(frozen=True)
+class ReplicaConfig:
+    """The part of the settings that replicas share; picklable, without secrets."""
+
+    settings: ServeSettings
+    retrieval: RetrievalSettings
+    artifacts_url: str
+    artifact_cache: str
+    records_folder: str
+    package_root: str
+    store_cluster: bool = False
+    release_wait_s: float = 60.0
+
+
+def open_store(config: ReplicaConfig) -> OnlineStore:
+    """Return the online store named by the environment. Raises ConfigError when it names none."""
+    from models.store.redis_store import RedisStore
+
+    url = os.environ.get(STORE_URL)
+    if not url:
+        raise ConfigError(f"set {STORE_URL} to the URL of the store (redis:// or rediss://)")
+    return RedisStore(url, cluster=config.store_cluster)
+
+
+def api_keys() -> Keys:
+    """Return the API keys of the environment (none: everyone is the default tenant)."""
+    return Keys.parse(os.environ.get(API_KEYS, ""))
+
+
+def signing_key() -> bytes:
+    """Return the key of cursors and impressions. Raises ConfigError without one."""
+    key = os.environ.get(SIGNING_KEY, "")
+    if len(key) < 16:
+        raise ConfigError(f"set {SIGNING_KEY} to at least 16 characters")
+    return key.encode()
+
+
+def check_packages(config: ReplicaConfig) -> None:
+    """Refuse to serve with packages of somebody else. Raises RuntimeError naming the shadowing path."""
+    from models.origin import check_origin
+
+    # Our records go where Serve's go: the replica's log file.
+    ours = logging.getLogger("raycommend")
+    ours.setLevel(logging.INFO)
+    ours.parent = logging.getLogger("ray.serve")
+    check_origin(Path(config.package_root))
+
+
+async def follow_releases(config: ReplicaConfig, store: OnlineStore, warm: Warm) -> ReleaseHolder:
+    """Load the current release and go on following the pointer."""
+    holder = ReleaseHolder(
+        store,
+        lambda tenant: ArtifactStore(config.artifacts_url, cache=Path(config.artifact_cache), tenant=tenant),
+        tenants=api_keys().tenants,
+        settings=config.retrieval,
+        warm=warm,
+    )
+    await holder.start(poll_s=config.settings.release_poll_s, wait_s=config.release_wait_s)
+    return holder
+
+
+def executor(threads: int, name: str) -> ThreadPoolExecutor:
+    """Return the one bounded executor of a replica."""
+    return ThreadPoolExecutor(max_workers=threads, thread_name_prefix=name)
+
+
+def warm_retrieval(bundle: ReleaseBundle) -> None:
+    """Build the retrieval engine before the release is served."""
+    _ = bundle.engine
+
+
+def warm_ranking(bundle: ReleaseBundle) -> None:
+    """Load the ranker and run it once, so that the first request does not pay for lazy set-up."""
+    import numpy as np
+
+    from models.candidates import SCORED_SOURCES, Candidates
+    from models.retrieval.query import RetrievalQuery
+
+    rows = np.arange(min(100, len(bundle.catalog)), dtype=np.int32)
+    candidates = Candidates(
+        rows,
+        np.ones(len(rows), np.uint16),
+        np.zeros((len(rows), len(SCORED_SOURCES)), np.float32),
+        np.zeros(len(rows), np.float32),
+    )
+    if len(rows):
+        bundle.ranker.score(RetrievalQuery(n=len(rows), now_ms=0), candidates)
+
+
+def warm_edge(bundle: ReleaseBundle) -> None:
+    """Load what the ingress reads: evidence and the popular fallback."""
+    _ = bundle.behaviour, bundle.popularity_rank, bundle.trending_rank, bundle.masks

@@ -1,0 +1,100 @@
+"""The deployments of stages 2 to 4 and of the query encoder: each hosts the in-process class of its port."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ray import serve as ray_serve
+
+from models.candidates import Candidates
+from models.retrieval.query import RetrievalQuery
+from serve.clients import BatchMember, BatchReply
+from serve.context import StageCall
+from serve.deployments.batches import each
+from serve.deployments.replica import (
+    ReplicaConfig,
+    check_packages,
+    executor,
+    follow_releases,
+    open_store,
+    warm_ranking,
+    warm_retrieval,
+)
+from serve.ports import Scores
+from serve.stages import EngineRetriever, ModelRanker, StoreFeatureFetcher, TextQueryEncoder
+
+
+def replica_name() -> str:
+    """Return the name of the replica this code runs in."""
+    return str(ray_serve.get_replica_context().replica_id.unique_id)
+
+
+class FeatureFetcherDeployment:
+    """Stage 2."""
+
+    def __init__(self, config: ReplicaConfig) -> None:
+        check_packages(config)
+        self._fetcher = StoreFeatureFetcher(open_store(config))
+        self._name = replica_name()
+
+    async def fetch_many(self, members: list[BatchMember]) -> BatchReply:
+        """Fetch the features of many users; one round trip each, side by side."""
+        return self._name, await each(members, lambda call, who: self._fetcher.fetch(call, *who))
+
+
+class QueryEncoderDeployment:
+    """Embeds query texts."""
+
+    def __init__(self, config: ReplicaConfig, folder: str, max_tokens: int, dimension: int) -> None:
+        from models.encoder import SentenceTransformerEncoder
+
+        check_packages(config)
+        encoder = SentenceTransformerEncoder(Path(folder), max_tokens=max_tokens)
+        if encoder.dimension != dimension:
+            raise ValueError(f"the encoder has {encoder.dimension} dimensions, the settings say {dimension}")
+        encoder.encode(["warm up"])
+        self._encoder = TextQueryEncoder(encoder, executor(config.settings.encoder.threads, "encoder"))
+        self._name = replica_name()
+
+    async def encode_many(self, members: list[BatchMember]) -> BatchReply:
+        """Embed many texts."""
+        return self._name, await each(members, self._encoder.encode)
+
+
+class RetrieverDeployment:
+    """Stage 3."""
+
+    async def __init__(self, config: ReplicaConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        check_packages(config)
+        self._releases = await follow_releases(config, open_store(config), warm_retrieval)
+        self._retriever = EngineRetriever(
+            self._releases.bundle, executor(config.settings.retriever.threads, "retriever")
+        )
+        self._name = replica_name()
+
+    async def retrieve_many(self, members: list[BatchMember]) -> BatchReply:
+        """Retrieve for many requests."""
+        return self._name, await each(members, self._retriever.retrieve)
+
+
+class RankerDeployment:
+    """Stage 4."""
+
+    async def __init__(self, config: ReplicaConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        check_packages(config)
+        self._releases = await follow_releases(config, open_store(config), warm_ranking)
+        self._ranker = ModelRanker(self._releases.bundle, executor(config.settings.ranker.threads, "ranker"))
+
+    async def score(self, call: StageCall, query: RetrievalQuery, candidates: Candidates) -> Scores:
+        """Score one request's candidates."""
+        return await self._ranker.score(call, query, candidates)
+
+
+STAGES: dict[str, Any] = {
+    "features": FeatureFetcherDeployment,
+    "encoder": QueryEncoderDeployment,
+    "retriever": RetrieverDeployment,
+    "ranker": RankerDeployment,
+}
+"""Deployment classes by the name of their settings."""

@@ -1,0 +1,259 @@
+"""The HTTP edge: bodies, credentials, limits, headers and problem documents around the two services.
+
+Everything a stranger can get wrong ends here in an RFC 9457 document that never holds a traceback, a path, a secret
+or what was sent. Knows nothing of Ray; the ingress deployment routes requests to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+
+from serve.auth import Keys
+from serve.degradation import planned_level
+from serve.errors import ClientError, InvalidRequest, OverloadError, RecommendError, http_error
+from serve.ingest import EventService
+from serve.metrics import ServeMetrics
+from serve.recommend import RecommendService, ServerEvent
+from serve.schemas import MAX_EVENTS, EventIn, EventResult, RecommendRequest
+from serve.settings import ServeSettings
+
+log = logging.getLogger("raycommend.http")
+Schema = TypeVar("Schema", bound=BaseModel)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:~-]{1,128}\Z")
+_PROBLEM_TYPE = "about:blank"
+
+
+class MalformedBody(ClientError):
+    """The body is not JSON."""
+
+
+class BodyTooLarge(ClientError):
+    """The body is longer than the limit."""
+
+
+_BODY_STATUS: dict[type[RecommendError], int] = {MalformedBody: 400, BodyTooLarge: 413}
+
+
+class HttpEdge:
+    """Turns requests into calls of the services and their results or errors into responses."""
+
+    def __init__(
+        self,
+        *,
+        keys: Keys,
+        settings: ServeSettings,
+        recommend: RecommendService,
+        events: EventService,
+        ready: Callable[[], Awaitable[dict[str, Any]]],
+        metrics: ServeMetrics,
+    ) -> None:
+        """`ready` reports the state of each dependency, with `ready` true or false."""
+        self._keys = keys
+        self._settings = settings
+        self._recommend = recommend
+        self._events = events
+        self._ready = ready
+        self._metrics = metrics
+        self._in_flight = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Requests being worked on."""
+        return self._in_flight
+
+    async def recommend(self, request: Request) -> Response:
+        """Answer `POST /v1/recommend` as JSON, or as server-sent events where the caller accepts them."""
+
+        async def run(request_id: str) -> Response:
+            tenant = self._tenant(request)
+            body = _parse(RecommendRequest, await self._body(request))
+            planned = planned_level(self._in_flight, capacity=self._settings.max_in_flight)
+            if "text/event-stream" in request.headers.get("accept", ""):
+                events = self._recommend.stream(body, tenant=tenant, request_id=request_id, planned=planned)
+                # The first event is awaited here, so that what goes wrong before the list is a proper error.
+                first = await anext(events)
+                return StreamingResponse(
+                    self._counted(_server_sent(first, events)),
+                    media_type="text/event-stream",
+                    headers={**_headers(request_id, first[1]["timings_ms"]), "Cache-Control": "no-store"},
+                )
+            answer = await self._recommend.answer(body, tenant=tenant, request_id=request_id, planned=planned)
+            return Response(
+                orjson.dumps(answer),
+                media_type="application/json",
+                headers=_headers(request_id, answer["timings_ms"]),
+            )
+
+        return await self._guard(request, run)
+
+    async def events(self, request: Request) -> Response:
+        """Answer `POST /v1/events`: one event, or a list of up to 500."""
+
+        async def run(request_id: str) -> Response:
+            tenant = self._tenant(request)
+            parsed, results = _parse_events(await self._body(request))
+            accepted = iter(await self._events.accept(parsed, tenant=tenant) if parsed else [])
+            done = [result if result is not None else next(accepted) for result in results]
+            body = {"request_id": request_id, "results": [r.model_dump(exclude_none=True) for r in done]}
+            return Response(
+                orjson.dumps(body), 202, media_type="application/json", headers={"X-Request-Id": request_id}
+            )
+
+        return await self._guard(request, run)
+
+    async def readyz(self, request: Request) -> Response:
+        """Answer `GET /readyz` with the state of each dependency."""
+        state = await self._ready()
+        return Response(orjson.dumps(state), 200 if state["ready"] else 503, media_type="application/json")
+
+    async def _guard(self, request: Request, run: Callable[[str], Awaitable[Response]]) -> Response:
+        request_id = _request_id(request)
+        self._in_flight += 1
+        try:
+            if self._in_flight > self._settings.max_in_flight:
+                raise OverloadError("too many requests at once", retry_after_s=1.0)
+            return await run(request_id)
+        except ClientDisconnect:
+            return self._problem(request_id, 499, "Client closed the request", "the body never arrived")
+        except RecommendError as error:
+            return self._refusal(request_id, error)
+        except Exception as error:
+            # The message may hold what a caller sent; the type and place are enough to find the mistake.
+            log.exception("request %s failed with %s", request_id, type(error).__name__)
+            return self._problem(request_id, 500, "Internal error", "the request id finds this in the log")
+        finally:
+            self._in_flight -= 1
+
+    def _refusal(self, request_id: str, error: RecommendError) -> Response:
+        row = http_error(error)
+        status = _BODY_STATUS.get(type(error), row.status)
+        detail = error.message if status < 500 or isinstance(error, OverloadError) else row.title
+        retry_after = error.retry_after_s if isinstance(error, OverloadError) else 1.0 if status == 503 else None
+        if status >= 500:
+            log.warning("request %s answered %d: %s", request_id, status, type(error).__name__)
+        return self._problem(request_id, status, row.title, detail, retry_after_s=retry_after)
+
+    def _problem(
+        self, request_id: str, status: int, title: str, detail: str, *, retry_after_s: float | None = None
+    ) -> Response:
+        self._metrics.refused(status)
+        return problem(request_id, status, title, detail, retry_after_s=retry_after_s)
+
+    async def _counted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Keep a stream in the count of requests in flight until its last byte."""
+        self._in_flight += 1
+        try:
+            async with aclosing(chunks) as source:  # type: ignore[type-var]
+                async for chunk in source:
+                    yield chunk
+        finally:
+            self._in_flight -= 1
+
+    def _tenant(self, request: Request) -> str:
+        return self._keys.tenant_of(request.headers.get("authorization"), request.headers.get("x-api-key"))
+
+    async def _body(self, request: Request) -> bytes:
+        limit = self._settings.max_body_bytes
+        length = request.headers.get("content-length", "0")
+        if length.isdigit() and int(length) > limit:
+            raise BodyTooLarge(f"the body has more than {limit} bytes")
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise BodyTooLarge(f"the body has more than {limit} bytes")
+        return bytes(body)
+
+
+def problem(request_id: str, status: int, title: str, detail: str, *, retry_after_s: float | None = None) -> Response:
+    """Return an RFC 9457 problem document."""
+    headers = {"X-Request-Id": request_id}
+    if retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, round(retry_after_s)))
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    body = {"type": _PROBLEM_TYPE, "title": title, "status": status, "detail": detail, "request_id": request_id}
+    return Response(orjson.dumps(body), status, media_type="application/problem+json", headers=headers)
+
+
+def _request_id(request: Request) -> str:
+    given = request.headers.get("x-request-id", "")
+    return given if _REQUEST_ID.match(given) else uuid.uuid4().hex
+
+
+def _headers(request_id: str, timings_ms: dict[str, float]) -> dict[str, str]:
+    timing = ", ".join(f"{name};dur={value:.3f}" for name, value in timings_ms.items())
+    return {"X-Request-Id": request_id, "Server-Timing": timing}
+
+
+async def _server_sent(first: ServerEvent, events: AsyncIterator[ServerEvent]) -> AsyncIterator[bytes]:
+    async with aclosing(events) as rest:  # type: ignore[type-var]
+        yield _frame(first)
+        async for event in rest:
+            yield _frame(event)
+
+
+def _frame(event: ServerEvent) -> bytes:
+    return b"event: " + event[0].encode() + b"\ndata: " + orjson.dumps(event[1]) + b"\n\n"
+
+
+def _parse(schema: type[Schema], body: bytes) -> Schema:
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        if any(e["type"] == "json_invalid" for e in error.errors(include_input=False, include_url=False)):
+            raise MalformedBody("the body is not valid JSON") from error
+        raise InvalidRequest(_explain(error)) from error
+
+
+def _explain(error: ValidationError) -> str:
+    """Name every problem by field, without repeating what was sent."""
+    found = error.errors(include_input=False, include_url=False, include_context=False)
+    return "; ".join(f"{'.'.join(str(p)[:64] for p in e['loc']) or 'body'}: {e['msg']}" for e in found[:20])
+
+
+def _parse_events(body: bytes) -> tuple[list[EventIn], list[EventResult | None]]:
+    """Return the valid events and, per event sent, None for a valid one or the result that says what is wrong."""
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise MalformedBody("the body is not valid JSON") from error
+    if isinstance(data, dict):
+        try:
+            return [EventIn.model_validate(data)], [None]
+        except ValidationError as error:
+            raise InvalidRequest(_explain(error)) from error
+    if not isinstance(data, list) or not 1 <= len(data) <= MAX_EVENTS:
+        raise InvalidRequest(f"send one event or a list of 1 to {MAX_EVENTS}")
+    parsed: list[EventIn] = []
+    results: list[EventResult | None] = []
+    for one in data:
+        try:
+            parsed.append(EventIn.model_validate(one))
+            results.append(None)
+        except ValidationError as error:
+            event_id = one.get("event_id") if isinstance(one, dict) else None
+            known = event_id if isinstance(event_id, str) and len(event_id) <= 128 else None
+            results.append(EventResult(event_id=known, status="invalid", reason=_explain(error)))
+    return parsed, results
+
+
+async def loop_lag(observe: Callable[[float], None], *, period_s: float = 0.5) -> None:
+    """Measure for ever how late the event loop runs a timer."""
+    import asyncio
+
+    while True:
+        started = time.perf_counter()
+        await asyncio.sleep(period_s)
+        observe(max(0.0, time.perf_counter() - started - period_s))

@@ -1,0 +1,89 @@
+"""The event service: cleans what applications post, and answers only when it is durable.
+
+Statuses per event: accepted, duplicate, ignored (with why), invalid (with why). The good events of a list land
+whatever the bad ones are. Knows nothing of the web framework; the ingress calls it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from models.events import Event, EventType, session_owner
+from models.store.port import EventStatus
+from serve.errors import DependencyError
+from serve.metrics import ServeMetrics
+from serve.ports import EventSink
+from serve.schemas import EventIn, EventResult
+from serve.settings import ServeSettings
+from serve.signing import Signer, TokenInvalid
+
+
+class EventService:
+    """Takes posted events to the store."""
+
+    def __init__(self, sink: EventSink, signer: Signer, metrics: ServeMetrics, settings: ServeSettings) -> None:
+        self._sink = sink
+        self._signer = signer
+        self._metrics = metrics
+        self._settings = settings
+
+    async def accept(self, events: Sequence[EventIn], *, tenant: str) -> list[EventResult]:
+        """Return one result per event, in order.
+
+        Raises DependencyError when the events could not all be made durable; sending them again is harmless.
+        """
+        now_ms = time.time_ns() // 1_000_000
+        results: list[EventResult | None] = [self._refuse(e, tenant, now_ms) for e in events]
+        good = [at for at, result in enumerate(results) if result is None]
+        if good:
+            statuses = await self._sink.append(tenant, [_stored(events[at], now_ms) for at in good], now_ms=now_ms)
+            if EventStatus.failed in statuses:
+                raise DependencyError("some events could not be made durable; send all of them again")
+            for at, status in zip(good, statuses, strict=True):
+                name = "duplicate" if status == EventStatus.duplicate else "accepted"
+                results[at] = EventResult(event_id=events[at].event_id, status=name)  # type: ignore[arg-type]
+        done = [r for r in results if r is not None]
+        for status_name, count in Counter(r.status for r in done).items():
+            self._metrics.event(status_name, count)
+        return done
+
+    def _refuse(self, event: EventIn, tenant: str, now_ms: int) -> EventResult | None:
+        if event.timestamp_ms is not None:
+            if event.timestamp_ms > now_ms + self._settings.future_events_s * 1000:
+                return _invalid(event, "timestamp_ms lies in the future")
+            if event.timestamp_ms < self._settings.oldest_event_ms:
+                return _invalid(event, "timestamp_ms lies before the oldest accepted event")
+        if event.impression is not None:
+            try:
+                self._signer.check_impression(
+                    event.impression,
+                    tenant,
+                    event.user_id or event.session_id or "",
+                    event.item_id or "",
+                    event.decision_id or "",
+                    now_s=now_ms // 1000,
+                )
+            except TokenInvalid as error:
+                return _invalid(event, str(error))
+        elif event.type == "impression":
+            return EventResult(event_id=event.event_id, status="ignored", reason="an impression event needs its token")
+        return None
+
+
+def _stored(event: EventIn, now_ms: int) -> Event:
+    owner = event.user_id if event.user_id is not None else session_owner(event.session_id or "")
+    return Event(
+        event_id=event.event_id,
+        owner=owner,
+        type=EventType[event.type],
+        timestamp_ms=now_ms if event.timestamp_ms is None else event.timestamp_ms,
+        item_id=event.item_id,
+        value=float(event.value),
+        decision_id=event.decision_id,
+    )
+
+
+def _invalid(event: EventIn, reason: str) -> EventResult:
+    return EventResult(event_id=event.event_id, status="invalid", reason=reason)

@@ -1,0 +1,56 @@
+"""Reasons for a slate: asks the explainer, and fills every gap with a template, so that each item has a reason.
+
+Never raises and never delays the list: an explainer that is slow, restarting or gone costs only the LLM's words.
+Called by the recommend service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+
+from models.explain.evidence import Evidence
+from models.explain.explainer import Reason
+from models.explain.template import template_reason
+from serve.context import RequestContext, StageCall
+from serve.degradation import DegradationLevel, DegradedReason
+from serve.errors import ContractViolation
+from serve.ports import Explainer, ReasonTask
+
+log = logging.getLogger("raycommend.reasons")
+CACHE_LOOKUP_MS = 50.0
+"""What an answer without time for the LLM may wait for cached reasons."""
+
+
+async def write_reasons(
+    ctx: RequestContext, explainer: Explainer, evidence: Sequence[Evidence], *, language: str, deadline_ms: float
+) -> AsyncIterator[Reason]:
+    """Yield exactly one reason per record, in the order they are finished, within `deadline_ms` (0: no LLM)."""
+    allow_llm = deadline_ms > 0 and ctx.planned < DegradationLevel.template_reasons
+    budget_ms = deadline_ms if allow_llm else min(CACHE_LOOKUP_MS, max(1.0, ctx.deadline.remaining_ms()))
+    call = StageCall(ctx.tenant, ctx.release_id, budget_ms)
+    task = ReasonTask(tuple(evidence), language, ctx.tenant, budget_ms, allow_llm)
+    missing = set(range(len(evidence)))
+    try:
+        # Some slack: the explainer itself answers with templates when its own clock runs out.
+        async with asyncio.timeout(budget_ms / 1000.0 + 0.25):
+            stream = explainer.explain(call, task)
+            async with aclosing(stream) as reasons:  # type: ignore[type-var]
+                async for reason in reasons:
+                    if reason.slot in missing:
+                        missing.discard(reason.slot)
+                        yield reason
+    except (ContractViolation, GeneratorExit, asyncio.CancelledError):
+        raise
+    except Exception as error:
+        log.warning("explainer failed (%s); templates stand in", type(error).__name__)
+        ctx.degrade(DegradedReason.explainer_unavailable)
+    for slot in sorted(missing):
+        yield template_for(slot, evidence[slot], language)
+
+
+def template_for(slot: int, evidence: Evidence, language: str) -> Reason:
+    """Return the deterministic reason of one record."""
+    return Reason(slot=slot, text=template_reason(evidence, language), source="template", evidence=evidence)

@@ -1,0 +1,125 @@
+"""The releases a replica holds: the current one and the one before, loaded in the background.
+
+Every replica follows the release pointer of its tenants. A request is pinned to a release by the ingress; a
+replica that lacks it raises ReleaseMissing. Loading never happens on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from models.artifacts import ArtifactError, ArtifactStore
+from models.bundle import ReleaseBundle, load_bundle
+from models.releases import Release
+from models.retrieval.settings import RetrievalSettings
+from models.store.port import OnlineStore, StoreError
+from serve.errors import DependencyError, ReleaseMissing
+
+log = logging.getLogger("raycommend.releases")
+KEPT = 2
+Warm = Callable[[ReleaseBundle], object]
+
+
+class ReleaseHolder:
+    """Holds bundles by (tenant, release id). `warm` touches what this kind of replica needs before it is served."""
+
+    def __init__(
+        self,
+        store: OnlineStore,
+        artifacts: Callable[[str], ArtifactStore],
+        *,
+        tenants: tuple[str, ...],
+        settings: RetrievalSettings,
+        warm: Warm,
+    ) -> None:
+        """`artifacts(tenant)` opens the artifact store of a tenant."""
+        self._store = store
+        self._artifacts = artifacts
+        self._tenants = tenants
+        self._settings = settings
+        self._warm = warm
+        self._held: dict[str, dict[str, ReleaseBundle]] = {t: {} for t in tenants}
+        self._epoch: dict[str, int] = dict.fromkeys(tenants, 0)
+        self._current: dict[str, str] = {}
+        self._refused: dict[str, int] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self, *, poll_s: float, wait_s: float) -> None:
+        """Load the current release of every tenant, then follow the pointer.
+
+        Raises DependencyError after `wait_s`, and what `load_bundle` raises when the first release is damaged.
+        """
+        try:
+            async with asyncio.timeout(wait_s):
+                # Another process publishes, so there is no event to wait for.
+                while not await self.refresh(strict=True):  # noqa: ASYNC110
+                    await asyncio.sleep(0.2)
+        except TimeoutError as error:
+            raise DependencyError("no release is published; run `raycommend build`") from error
+        self._task = asyncio.create_task(self._follow(poll_s))
+
+    async def refresh(self, *, strict: bool = False) -> bool:
+        """Look at the pointers once; return whether every tenant has a release here.
+
+        A release that cannot be loaded is refused and the old one goes on serving; with `strict` it is raised.
+        """
+        for tenant in self._tenants:
+            text, epoch = await self._store.read_release(tenant)
+            if text is None or epoch in (self._epoch[tenant], self._refused.get(tenant)):
+                continue
+            try:
+                bundle = await asyncio.get_running_loop().run_in_executor(None, self._load, tenant, text)
+            except (ArtifactError, ValueError) as error:
+                if strict:
+                    raise
+                # The epoch is remembered, so that the log says it once.
+                log.error("release of epoch %d refused: %s", epoch, error)
+                self._refused[tenant] = epoch
+                continue
+            self._hold(tenant, bundle, epoch)
+        return all(t in self._current for t in self._tenants)
+
+    def bundle(self, tenant: str, release_id: str) -> ReleaseBundle:
+        """Return a held release. Raises ReleaseMissing."""
+        try:
+            return self._held[tenant][release_id]
+        except KeyError as error:
+            raise ReleaseMissing("the pinned release is not loaded here") from error
+
+    def current(self, tenant: str) -> str:
+        """Return the id of the tenant's current release. Raises ReleaseMissing before the first."""
+        try:
+            return self._current[tenant]
+        except KeyError as error:
+            raise ReleaseMissing("no release is loaded for this tenant") from error
+
+    async def stop(self) -> None:
+        """Stop following the pointer."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _load(self, tenant: str, text: str) -> ReleaseBundle:
+        bundle = load_bundle(self._artifacts(tenant), Release.from_json(text), settings=self._settings)
+        self._warm(bundle)
+        return bundle
+
+    def _hold(self, tenant: str, bundle: ReleaseBundle, epoch: int) -> None:
+        held = self._held[tenant]
+        held.pop(bundle.release_id, None)
+        held[bundle.release_id] = bundle
+        while len(held) > KEPT:
+            del held[next(iter(held))]
+        self._current[tenant] = bundle.release_id
+        self._epoch[tenant] = epoch
+        log.info("serving release %s (epoch %d)", bundle.release_id, epoch)
+
+    async def _follow(self, poll_s: float) -> None:
+        while True:
+            await asyncio.sleep(poll_s)
+            try:
+                await self.refresh()
+            except StoreError:
+                log.warning("the release pointer could not be read; serving what is loaded")

@@ -1,0 +1,158 @@
+"""The HTTP contract as types: requests, answers, problems. Unknown fields are refused.
+
+Called by the ingress, by the pipeline (which takes a `RecommendRequest`) and by clients in `loadtests`.
+Answers are written with orjson from plain dicts; the answer models here document them in OpenAPI.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
+
+from models.ids import ID_PATTERN
+
+Id = Annotated[str, Field(strict=True, min_length=1, max_length=128, pattern=ID_PATTERN)]
+AttributeName = Annotated[str, Field(strict=True, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_ -]{1,64}$")]
+AttributeValue = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
+Number = StrictInt | StrictFloat
+
+MAX_K = 100
+MAX_CANDIDATES = 1000
+MAX_EVENTS = 500
+DEFAULT_DEADLINE_MS = 800
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FilterSpec(_Closed):
+    """One attribute condition; at least one part is given, and all given parts must hold."""
+
+    any_of: list[AttributeValue] | None = Field(None, max_length=100)
+    all_of: list[AttributeValue] | None = Field(None, max_length=100)
+    none_of: list[AttributeValue] | None = Field(None, max_length=100)
+    gte: Number | None = None
+    lte: Number | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> FilterSpec:
+        if all(getattr(self, name) is None for name in ("any_of", "all_of", "none_of", "gte", "lte")):
+            raise ValueError("give at least one of any_of, all_of, none_of, gte, lte")
+        return self
+
+
+class RecommendRequest(_Closed):
+    """Body of `POST /v1/recommend`."""
+
+    user_id: Id | None = None
+    session_id: Id | None = None
+    k: StrictInt = Field(10, ge=1, le=MAX_K)
+    explain: StrictBool = False
+    language: str = Field("en", strict=True, max_length=35, pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*$")
+    context: dict[AttributeName, AttributeValue] = Field(default_factory=dict, max_length=16)
+    query: str | None = Field(None, strict=True, min_length=1, max_length=512)
+    seed_items: list[Id] = Field(default_factory=list, max_length=50)
+    candidates: list[Id] | None = Field(None, min_length=1, max_length=MAX_CANDIDATES)
+    exclude_items: list[Id] = Field(default_factory=list, max_length=1000)
+    exclude_seen: StrictBool = True
+    cursor: str | None = Field(None, strict=True, max_length=16_384, pattern=r"^[A-Za-z0-9_=-]+$")
+    filters: dict[AttributeName, FilterSpec] = Field(default_factory=dict, max_length=16)
+    diversity: float = Field(0.0, ge=0.0, le=1.0, strict=True)
+    profiling: StrictBool = True
+    deadline_ms: StrictInt = Field(DEFAULT_DEADLINE_MS, ge=1, le=60_000)
+    reasons_deadline_ms: StrictInt | None = Field(None, ge=0, le=120_000)
+    debug: StrictBool = False
+
+
+EventName = Literal[
+    "impression", "view", "click", "like", "rating", "add_to_cart", "purchase", "dislike", "hide", "search"
+]
+
+
+class EventIn(_Closed):
+    """One event of `POST /v1/events`. `event_id` makes a retry harmless; `timestamp_ms` defaults to now."""
+
+    event_id: Id
+    user_id: Id | None = None
+    session_id: Id | None = None
+    item_id: Id | None = None
+    type: EventName
+    timestamp_ms: StrictInt | None = Field(None, ge=0)
+    value: Number = 1.0
+    decision_id: Id | None = None
+    impression: str | None = Field(None, strict=True, max_length=256)
+    query: str | None = Field(None, strict=True, min_length=1, max_length=512)
+
+    @model_validator(mode="after")
+    def _complete(self) -> EventIn:
+        if self.user_id is None and self.session_id is None:
+            raise ValueError("give user_id or session_id")
+        if (self.type == "search") != (self.item_id is None):
+            raise ValueError("search carries query and no item_id; every other type carries item_id")
+        if (self.type == "search") != (self.query is not None):
+            raise ValueError("query belongs to search events, and they need it")
+        return self
+
+
+class EventResult(BaseModel):
+    """What became of one event."""
+
+    event_id: str | None
+    status: Literal["accepted", "duplicate", "ignored", "invalid"]
+    reason: str | None = None
+
+
+class EventsAnswer(BaseModel):
+    """Body of the 202 of `POST /v1/events`."""
+
+    request_id: str
+    results: list[EventResult]
+
+
+class EvidenceOut(BaseModel):
+    """What a reason may cite."""
+
+    liked: list[str]
+    shared: list[str]
+
+
+class ItemOut(BaseModel):
+    """One recommended item."""
+
+    item_id: str
+    title: str
+    score: float
+    score_kind: Literal["probability", "rank_only"]
+    rank: int
+    sources: list[str]
+    impression: str
+    reason: str | None = None
+    reason_source: Literal["llm", "cache", "template", "none"] = "none"
+    evidence: EvidenceOut | None = None
+
+
+class RecommendAnswer(BaseModel):
+    """Body of the 200 of `POST /v1/recommend`."""
+
+    request_id: str
+    decision_id: str
+    release: str
+    profile_age_ms: int | None
+    degraded: bool
+    degraded_reasons: list[str]
+    degradation: dict[str, str]
+    next_cursor: str | None
+    items: list[ItemOut]
+    timings_ms: dict[str, float]
+
+
+class Problem(BaseModel):
+    """An RFC 9457 problem document."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str

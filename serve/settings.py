@@ -1,0 +1,115 @@
+"""Settings of the request path: the `serve` section of the one typed tree (see `cluster.config`).
+
+Units are in the names. Values under `pipeline` are tunables: they change through `reconfigure` without a restart.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve.runner import StagePolicy
+
+Placement = Literal["deployment", "inline"]
+StageName = Literal["features", "query", "retrieve", "rank"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class StageBudget(_Section):
+    """Time for one stage inside the request's deadline."""
+
+    budget_ms: float = Field(gt=0)
+    """The stage is cancelled after this, or at the deadline if that is earlier."""
+    minimum_ms: float = Field(1.0, gt=0)
+    """With less than this left, the stage is skipped."""
+
+    def policy(self, name: StageName) -> StagePolicy:
+        """Return the policy that `run_stage` takes."""
+        return StagePolicy(name, self.budget_ms, self.minimum_ms)
+
+
+class PipelineSettings(_Section):
+    """Tunables of the pipeline."""
+
+    candidates: int = Field(100, ge=10, le=2000)
+    """How many candidates are retrieved and ranked."""
+    features: StageBudget = StageBudget(budget_ms=60, minimum_ms=2)
+    """One round trip to the store."""
+    query: StageBudget = StageBudget(budget_ms=150, minimum_ms=10)
+    """Embedding the text of a query."""
+    retrieve: StageBudget = StageBudget(budget_ms=200, minimum_ms=5)
+    """All sources and the merge."""
+    rank: StageBudget = StageBudget(budget_ms=300, minimum_ms=5)
+    """The cross-encoder."""
+    stale_profiles: int = Field(2000, ge=0)
+    """How many last-known profiles an ingress replica keeps for the time the store is away."""
+
+
+class DeploymentSettings(_Section):
+    """How one stage is deployed."""
+
+    placement: Placement = "deployment"
+    """`deployment`: replicas of its own; `inline`: inside the ingress process."""
+    min_replicas: int = Field(1, ge=1)
+    """Replicas kept at all times."""
+    max_replicas: int = Field(1, ge=1)
+    """Replicas that autoscaling may reach."""
+    target_ongoing_requests: float = Field(4.0, gt=0)
+    """Requests per replica that autoscaling aims at."""
+    max_ongoing_requests: int = Field(64, ge=1)
+    """Calls one replica works on at a time; the rest wait in the caller."""
+    max_queued_requests: int = Field(256, ge=1)
+    """Calls a caller lets wait; beyond that they are refused."""
+    num_cpus: float = Field(0.1, ge=0)
+    """Logical CPUs that Ray sets aside per replica."""
+    num_gpus: float = Field(0.0, ge=0)
+    """GPUs per replica (fractions share one)."""
+    threads: int = Field(1, ge=1)
+    """Worker threads for model and index calls inside a replica."""
+
+
+class ServeSettings(_Section):
+    """The `serve` section."""
+
+    host: str = "127.0.0.1"
+    """Address that HTTP listens on. Anything but loopback needs API keys."""
+    http_port: int = Field(8000, ge=1024, le=65535)
+    """Port of the public API (HAProxy)."""
+    route_prefix: str = Field("/", pattern=r"^/[A-Za-z0-9/_-]*$")
+    """Path under which the API is served."""
+    default_deadline_ms: int = Field(800, ge=10, le=60_000)
+    """Deadline of a request that names none, and the longest one granted is `max_deadline_ms`."""
+    max_deadline_ms: int = Field(10_000, ge=10, le=60_000)
+    """Longer deadlines are shortened to this."""
+    max_reasons_deadline_ms: int = Field(60_000, ge=0, le=120_000)
+    """Longer deadlines for reasons are shortened to this."""
+    stream_reasons_deadline_ms: int = Field(15_000, ge=0, le=120_000)
+    """Default deadline for reasons of a streamed answer (JSON answers default to 0: cache or template)."""
+    max_body_bytes: int = Field(2_000_000, ge=10_000)
+    """Larger request bodies are refused with 413 before they are read whole."""
+    max_in_flight: int = Field(256, ge=1)
+    """Requests one ingress replica admits at a time; beyond that it answers 503 with Retry-After."""
+    release_poll_s: float = Field(1.0, gt=0)
+    """How often replicas look for a new release."""
+    future_events_s: float = Field(300.0, ge=0)
+    """Events later than now plus this are invalid."""
+    oldest_event_ms: int = Field(946_684_800_000, ge=0)
+    """Events before this time (default 2000-01-01) are invalid; imports may hold older ones."""
+    pipeline: PipelineSettings = PipelineSettings()
+    """Tunables of the request path."""
+    ingress: DeploymentSettings = DeploymentSettings(max_ongoing_requests=512, target_ongoing_requests=32)
+    """Stage 1."""
+    features: DeploymentSettings = DeploymentSettings()
+    """Stage 2."""
+    encoder: DeploymentSettings = DeploymentSettings(num_cpus=0.1)
+    """Embeds query texts."""
+    retriever: DeploymentSettings = DeploymentSettings()
+    """Stage 3."""
+    ranker: DeploymentSettings = DeploymentSettings()
+    """Stage 4."""
+    explainer: DeploymentSettings = DeploymentSettings(max_ongoing_requests=64)
+    """Stage 5."""

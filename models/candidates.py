@@ -26,6 +26,7 @@ class Source(IntFlag):
     similar = 64
     popular = 128
     given = 256
+    neighbours = 512
 
 
 SCORED_SOURCES: tuple[Source, ...] = (
@@ -37,6 +38,7 @@ SCORED_SOURCES: tuple[Source, ...] = (
     Source.fresh,
     Source.similar,
     Source.popular,
+    Source.neighbours,
 )
 """Order of the columns of `Candidates.source_scores`."""
 

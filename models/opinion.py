@@ -43,8 +43,8 @@ def top_rows(rows: Rows, scores: Scores, n: int) -> Rows:
         least = np.partition(scores, len(scores) - n)[len(scores) - n]
         kept = np.flatnonzero(scores >= least)
         rows, scores = rows[kept], scores[kept]
-    best: Rows = rows[np.lexsort((rows, -scores))][:n].astype(np.int32)
-    return best
+    order = np.lexsort((rows, -scores))[:n]
+    return np.asarray(rows[order], np.int32)
 
 
 class DenseOpinion:
@@ -71,10 +71,12 @@ class DenseOpinion:
 class SparseOpinion:
     """Scores for a few items; every other item has 0 and is never in `top`."""
 
-    def __init__(self, rows: Rows, scores: Scores, items: int) -> None:
-        """`rows` may repeat: their scores add up. `items` is the size of the catalog."""
+    def __init__(self, rows: Rows, scores: Scores, items: int, *, damped: bool = False) -> None:
+        """`rows` may repeat: their scores add up; `damped` takes the root of the sums. `items` is the catalog's size."""
         self._rows, inverse = np.unique(rows, return_inverse=True)
         self._scores = np.bincount(inverse, weights=scores, minlength=len(self._rows)).astype(np.float32)
+        if damped:
+            self._scores = np.sqrt(self._scores)
         self._items = items
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The behaviour artifact: transitions and a collaborative model, fitted together from one event log.
+"""The behaviour artifact: transitions, sequences and a collaborative model, fitted together from one event log.
 
 Called by pipelines (fit, save) and by retrieval (load). Knows nothing of users at request time.
 """
@@ -15,11 +15,13 @@ from models.behaviour.als import AlsModel, fit_als
 from models.behaviour.collaborative import CollaborativeModel
 from models.behaviour.ease import EaseModel, fit_ease
 from models.behaviour.interactions import Interactions, interactions_of
+from models.behaviour.sequences import Sequences, index_sequences
 from models.behaviour.transitions import Transitions, fit_transitions
 from models.catalog import ItemCatalog
 from models.events import EventLog
 
 _META = "behaviour.json"
+_MODELS: dict[str, type[EaseModel] | type[AlsModel]] = {EaseModel.kind: EaseModel, AlsModel.kind: AlsModel}
 
 
 class BehaviourSettings(BaseModel):
@@ -27,10 +29,14 @@ class BehaviourSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    transition_steps: int = Field(default=5, ge=1, le=50)
+    transition_steps: int = Field(default=10, ge=1, le=50)
     """How many events apart two items may be to count as a transition."""
-    transition_shrinkage: float = Field(default=20.0, ge=0)
+    transition_shrinkage: float = Field(default=50.0, ge=0)
     """Added to an item's total of transitions before normalising: rarely seen items promise less."""
+    transition_distance_power: float = Field(default=0.5, ge=0)
+    """A transition over d events counts d to the minus this."""
+    transition_backward: float = Field(default=0.5, ge=0, le=1)
+    """What a transition counts in the direction in which it did not happen."""
     ease_up_to_items: int = Field(default=10_000, ge=0)
     """Catalogs up to this size use EASE (a dense items × items matrix), larger ones implicit ALS."""
     ease_ridge: float = Field(default=500.0, gt=0)
@@ -53,6 +59,7 @@ class Behaviour:
 
     transitions: Transitions
     collaborative: CollaborativeModel
+    sequences: Sequences
 
     def link(self, row_a: int, row_b: int) -> float:
         """Return how strongly `row_b` followed `row_a` in the log, 0.0 where it never did."""
@@ -62,17 +69,16 @@ class Behaviour:
         """Write the artifact's files into `folder`, which must exist."""
         self.transitions.save(folder)
         self.collaborative.save(folder)
+        self.sequences.save(folder)
         (folder / _META).write_text(json.dumps({"collaborative": self.collaborative.kind}))
 
     @classmethod
     def load(cls, folder: Path) -> Behaviour:
         """Map the artifact in `folder`. Raises ValueError on a kind this version does not know."""
         kind = json.loads((folder / _META).read_text())["collaborative"]
-        if kind == EaseModel.kind:
-            return cls(Transitions.load(folder), EaseModel.load(folder))
-        if kind == AlsModel.kind:
-            return cls(Transitions.load(folder), AlsModel.load(folder))
-        raise ValueError(f"{_META}: unknown collaborative model {kind!r}; rebuild the behaviour artifact")
+        if kind not in _MODELS:
+            raise ValueError(f"{_META}: unknown collaborative model {kind!r}; rebuild the behaviour artifact")
+        return cls(Transitions.load(folder), _MODELS[kind].load(folder), Sequences.load(folder))
 
 
 def fit_behaviour(log: EventLog, catalog: ItemCatalog, settings: BehaviourSettings | None = None) -> Behaviour:
@@ -83,16 +89,22 @@ def fit_behaviour(log: EventLog, catalog: ItemCatalog, settings: BehaviourSettin
 def behaviour_of(interactions: Interactions, settings: BehaviourSettings) -> Behaviour:
     """The same from columns that are already mapped to rows."""
     transitions = fit_transitions(
-        interactions, steps=settings.transition_steps, shrinkage=settings.transition_shrinkage
+        interactions,
+        steps=settings.transition_steps,
+        shrinkage=settings.transition_shrinkage,
+        distance_power=settings.transition_distance_power,
+        backward=settings.transition_backward,
     )
+    return Behaviour(transitions, _collaborative(interactions, settings), index_sequences(interactions))
+
+
+def _collaborative(interactions: Interactions, settings: BehaviourSettings) -> CollaborativeModel:
     if interactions.n_items <= settings.ease_up_to_items:
-        ease = fit_ease(interactions, ridge=settings.ease_ridge, half_life_days=settings.ease_half_life_days)
-        return Behaviour(transitions, ease)
-    als = fit_als(
+        return fit_ease(interactions, ridge=settings.ease_ridge, half_life_days=settings.ease_half_life_days)
+    return fit_als(
         interactions,
         dimension=settings.als_dimension,
         rounds=settings.als_rounds,
         alpha=settings.als_alpha,
         ridge=settings.als_ridge,
     )
-    return Behaviour(transitions, als)

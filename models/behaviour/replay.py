@@ -62,7 +62,7 @@ def order_of(log: EventLog, *, tie_seed: int | None = None) -> npt.NDArray[Any]:
     keys = [log.timestamps_ms, users]
     if tie_seed is not None:
         keys.insert(0, np.random.default_rng(tie_seed).permutation(len(log)))
-    return np.lexsort(keys)
+    return np.asarray(np.lexsort(keys))
 
 
 def ring_events(log: EventLog) -> EventLog:

@@ -62,8 +62,18 @@ class Transitions:
         )
 
 
-def fit_transitions(interactions: Interactions, *, steps: int = 5, shrinkage: float = 20.0) -> Transitions:
-    """Count transitions within `steps` events of one user, weighted 1/distance, rows normalised.
+def fit_transitions(
+    interactions: Interactions,
+    *,
+    steps: int = 10,
+    shrinkage: float = 50.0,
+    distance_power: float = 0.5,
+    backward: float = 0.5,
+) -> Transitions:
+    """Count transitions within `steps` events of one user, weighted distance^-`distance_power`, rows normalised.
+
+    A transition also counts `backward` times in the other direction: the order of two events close together
+    is half chance.
 
     A row is divided by its sum plus `shrinkage`, so that an item seen twice does not promise much.
     """
@@ -75,8 +85,9 @@ def fit_transitions(interactions: Interactions, *, steps: int = 5, shrinkage: fl
         same = interactions.users[distance:] == interactions.users[:-distance]
         before, after = interactions.rows[:-distance][same], interactions.rows[distance:][same]
         moved = before != after
-        weight = np.full(int(moved.sum()), 1.0 / distance, np.float32)
+        weight = np.full(int(moved.sum()), distance**-distance_power, np.float32)
         total = total + coo_array((weight, (before[moved], after[moved])), shape=(size, size)).tocsr()
+    total = (total + backward * total.T).tocsr()
     total.sort_indices()
     mass = np.asarray(total.sum(axis=1)).ravel()
     weights = total.data / np.repeat(mass + shrinkage, np.diff(total.indptr))

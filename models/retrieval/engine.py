@@ -25,6 +25,7 @@ from models.retrieval.sources import (
     CollaborativeSource,
     CountSource,
     FreshSource,
+    NeighboursSource,
     RepeatSource,
     RetrievalSource,
     SemanticSource,
@@ -62,6 +63,7 @@ class RetrievalEngine:
             semantic,
             CollaborativeSource(behaviour, self.settings),
             SequentialSource(behaviour, self.settings),
+            NeighboursSource(behaviour, self.settings),
             CountSource(Source.trending, statistics.recent),
             RepeatSource(len(catalog), self.settings),
             FreshSource(semantic.vector, space, statistics, self.settings),
@@ -79,10 +81,10 @@ class RetrievalEngine:
         if not allowed.any():
             return Candidates.empty()
         weights = self._weights(query, state)
-        opinions = {s: o for s in weights.active() if (o := self._ask(s, query, state)) is not None}
-        opinions.setdefault(Source.popular, self._sources[Source.popular].opinion(state))  # type: ignore[arg-type]
+        # Every source is asked, since their scores are the ranker's features; those of weight 0 propose nothing.
+        opinions = {s: o for s in self._sources if (o := self._ask(s, query, state)) is not None}
         depth = max(query.n, self.settings.source_depth)
-        found = {s: o.top(depth, allowed) for s, o in opinions.items()}
+        found = {s: o.top(depth, allowed) for s, o in opinions.items() if weights.of(s) > 0 or s is Source.popular}
         if len(self.catalog) <= DENSE_BELOW or query.only_items is not None:
             rows = np.flatnonzero(allowed).astype(np.int32)
         else:
@@ -107,7 +109,10 @@ class RetrievalEngine:
         best = self._best(rows, total, query.n)
         bits = np.zeros(len(self.catalog), np.uint16)
         for source, hits in found.items():
-            bits[hits] |= np.uint16(source)
+            if weights.of(source) > 0:
+                bits[hits] |= np.uint16(source)
+        # Popularity without a weight only fills up: it is the source of what nothing else found.
+        bits[rows] = np.where(bits[rows] == 0, np.uint16(Source.popular), bits[rows])
         sources = bits[rows[best]]
         if query.only_items is not None:
             sources |= np.uint16(Source.given)

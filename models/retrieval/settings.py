@@ -19,10 +19,12 @@ class SourceWeights(BaseModel):
 
     semantic: Weight = 0.1
     """Content close to what the user took lately or searches for."""
-    collaborative: Weight = 1.0
+    collaborative: Weight = 0.3
     """What people who took these items also took."""
-    sequential: Weight = 1.0
+    sequential: Weight = 0.25
     """What followed the user's last items."""
+    neighbours: Weight = 1.0
+    """What people who recently took the same items took next to them."""
     trending: Weight = 0.0
     """Popular of late."""
     repeat: Weight = 1.0
@@ -57,15 +59,31 @@ class RetrievalSettings(BaseModel):
     short_history: int = Field(default=5, ge=1)
     """Number of known events from which `weights` apply."""
     sequential_events: int = Field(default=10, ge=1, le=256)
-    """How many last events the sequential source looks at."""
+    """How many last events the sequential and neighbours sources look at."""
     sequential_decay: float = Field(default=0.8, gt=0, le=1)
     """What an event counts relative to the one after it."""
-    semantic_events: int = Field(default=20, ge=1, le=256)
+    semantic_events: int = Field(default=10, ge=1, le=256)
     """How many last events the semantic source averages."""
-    semantic_decay: float = Field(default=0.9, gt=0, le=1)
+    semantic_decay: float = Field(default=0.8, gt=0, le=1)
     """What an event counts relative to the one after it."""
     intent_weight: float = Field(default=1.5, ge=0)
     """How much the search text counts beside the whole history (1.0) in the user's content vector."""
+    neighbour_power: float = Field(default=3.0, ge=1, le=10)
+    """How much more people who share several of the last items count than those who share one."""
+    neighbour_window: int = Field(default=10, ge=1, le=50)
+    """How many events on either side of a shared item are proposed."""
+    neighbour_step: float = Field(default=0.8, gt=0, le=1)
+    """What an event counts relative to the one closer to the shared item."""
+    neighbour_backward: float = Field(default=0.75, ge=0, le=1)
+    """What events before the shared item count relative to those after it."""
+    neighbour_per_item: int = Field(default=1_000, ge=1)
+    """Only this many latest takers of an item are compared."""
+    neighbour_matches: int = Field(default=1_000, ge=1)
+    """How many shared items, strongest first, proposals are read from."""
+    collaborative_events: int = Field(default=128, ge=1, le=256)
+    """How many last events fold a user in."""
+    collaborative_half_life_events: float | None = Field(default=20.0, gt=0)
+    """Number of later events after which one counts half when a user is folded in; null counts all alike."""
     collaborative_half_life_days: float | None = Field(default=None, gt=0)
     """Age after which an event counts half when a user is folded in; null counts all alike."""
     repeat_half_life_days: float = Field(default=60.0, gt=0)

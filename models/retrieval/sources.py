@@ -102,18 +102,20 @@ class CollaborativeSource:
     source = Source.collaborative
 
     def __init__(self, behaviour: Behaviour, settings: RetrievalSettings) -> None:
-        self._model, self._half_life_days = behaviour.collaborative, settings.collaborative_half_life_days
+        self._model, self._settings = behaviour.collaborative, settings
 
     def opinion(self, state: UserState) -> Opinion | None:
         """See `RetrievalSource.opinion`; an item counts once, by its last event."""
         if not len(state):
             return None
-        rows, last = np.unique(state.rows[::-1], return_index=True)
-        weights = np.ones(len(rows), np.float32)
-        if self._half_life_days is not None:
-            ages = state.ages_ms[::-1][last]
-            weights = np.exp2(-ages / (self._half_life_days * _DAY_MS)).astype(np.float32)
-        return self._model.fold_in(rows, weights)
+        newest = slice(None, -self._settings.collaborative_events - 1, -1)
+        rows, last = np.unique(state.rows[newest], return_index=True)
+        halvings = np.zeros(len(rows))
+        if self._settings.collaborative_half_life_events is not None:
+            halvings += last / self._settings.collaborative_half_life_events
+        if self._settings.collaborative_half_life_days is not None:
+            halvings += state.ages_ms[newest][last] / (self._settings.collaborative_half_life_days * _DAY_MS)
+        return self._model.fold_in(rows, np.exp2(-halvings).astype(np.float32))
 
 
 class SequentialSource:
@@ -130,10 +132,36 @@ class SequentialSource:
         if not len(recent):
             return None
         columns, scores = self._transitions.followers(recent, decay(len(recent), self._settings.sequential_decay))
-        items = len(self._transitions)
-        if items <= DENSE_BELOW:
-            return DenseOpinion(np.bincount(columns, weights=scores, minlength=items).astype(np.float32))
-        return SparseOpinion(columns, scores, items)
+        return _damped(columns, scores, len(self._transitions))
+
+
+class NeighboursSource:
+    """What people who recently took the same items took next to them."""
+
+    source = Source.neighbours
+
+    def __init__(self, behaviour: Behaviour, settings: RetrievalSettings) -> None:
+        self._sequences, self._items, self._settings = behaviour.sequences, len(behaviour.transitions), settings
+
+    def opinion(self, state: UserState) -> Opinion | None:
+        """See `RetrievalSource.opinion`."""
+        settings = self._settings
+        recent = state.rows[-settings.sequential_events :]
+        if not len(recent):
+            return None
+        rows, scores = self._sequences.neighbours(
+            recent,
+            decay(len(recent), settings.sequential_decay),
+            power=settings.neighbour_power,
+            window=settings.neighbour_window,
+            step=settings.neighbour_step,
+            backward=settings.neighbour_backward,
+            per_item=settings.neighbour_per_item,
+            matches=settings.neighbour_matches,
+        )
+        # The user's own stored sequence is the likest of all and only repeats what they took.
+        foreign = ~np.isin(rows, state.rows)
+        return _damped(rows[foreign], scores[foreign], self._items)
 
 
 class RepeatSource:
@@ -190,6 +218,13 @@ class CountSource:
     def opinion(self, state: UserState) -> Opinion:
         """See `RetrievalSource.opinion`."""
         return self._opinion
+
+
+def _damped(rows: Rows, scores: Scores, items: int) -> Opinion:
+    """Add up scores per item and take the root, so that one strong link does not drown several weaker ones."""
+    if items > DENSE_BELOW:
+        return SparseOpinion(rows, scores, items, damped=True)
+    return DenseOpinion(np.sqrt(np.bincount(rows, weights=scores, minlength=items)).astype(np.float32))
 
 
 def decay(length: int, rate: float) -> Scores:

@@ -1,0 +1,239 @@
+"""Gradient descent for the compressed ranker: the fusion head first, then attention on top of it.
+
+Listwise softmax (Cao et al. 2007, ListNet with one relevant item): the taken candidate against the others of its
+list. Each phase keeps the epoch that ranks later events best, so more epochs cannot make the result worse.
+Deterministic for a seed and a number of threads. Called by `train_ranker`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from models.rankers.network import (
+    HistoryTensors,
+    NetworkShape,
+    Parameters,
+    attention_logits,
+    head_logits,
+    item_tokens,
+)
+from pipelines.training.examples import Progress, RankingLists
+from pipelines.training.measures import ndcg_at
+from pipelines.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Floats = npt.NDArray[np.float32]
+HEAD = ("head.linear", "head.in", "head.in_bias", "head.out")
+_FIXED = ("head.mean", "head.scale")
+_SCORE_BLOCK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ItemInputs:
+    """What item tokens are made of, by catalog row: text vectors (may be mapped), label slots, id slots."""
+
+    text: Floats
+    labels: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.int64]
+
+    def take(self, tokens: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the inputs of `tokens` (catalog row + 1); all zero for 0, the padding."""
+        import torch
+
+        rows, padding = np.maximum(tokens - 1, 0), tokens == 0
+        parts = [np.array(column[rows]) for column in (self.text, self.labels, self.ids)]
+        for part in parts:
+            part[padding] = 0
+        return torch.from_numpy(parts[0]), torch.from_numpy(parts[1]), torch.from_numpy(parts[2])
+
+
+def set_scaling(p: Parameters, lists: RankingLists) -> None:
+    """Store mean and deviation of every feature over the real candidates of `lists`, for the head to divide by."""
+    import torch
+
+    real = lists.features[lists.rows >= 0]
+    deviation = real.std(axis=0)
+    p["head.mean"] = torch.from_numpy(real.mean(axis=0).astype(np.float32))
+    p["head.scale"] = torch.from_numpy(np.where(deviation > 1e-3, deviation, 1.0).astype(np.float32))
+
+
+def fit_head(
+    p: Parameters, train: RankingLists, judge: RankingLists, *, seed: int, epochs: int = 12, rate: float = 3e-3
+) -> float:
+    """Train the head alone in place; returns its NDCG@10 on `judge`."""
+    import torch
+
+    features, mask, relevance = _tensors(train)
+    trained = {n: p[n].requires_grad_() for n in HEAD}
+    optimiser = torch.optim.AdamW(trained.values(), lr=rate, weight_decay=1e-2)
+
+    def epoch(rng: np.random.Generator) -> None:
+        for batch in _batches(len(train), 256, rng):
+            at = torch.from_numpy(batch)
+            loss = _listwise(head_logits(p, features[at], dropout=0.2), mask[at], relevance[at])
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+
+    return _keep_best(trained, epoch, lambda: ndcg_at(score_head(p, judge), judge.target), epochs=epochs, seed=seed)
+
+
+def fit_attention(
+    p: Parameters,
+    shape: NetworkShape,
+    items: ItemInputs,
+    train: RankingLists,
+    judge: RankingLists,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> float:
+    """Train attention and head together in place; returns the fused NDCG@10 on `judge`."""
+    import torch
+
+    trained = {n: t.requires_grad_() for n, t in p.items() if n not in _FIXED}
+    head = [t for n, t in trained.items() if n in HEAD]
+    rest = [t for n, t in trained.items() if n not in HEAD]
+    groups = [
+        {"params": rest, "weight_decay": settings.weight_decay},
+        {"params": head, "weight_decay": 1e-2, "lr": settings.learning_rate / 3},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate)
+    steps = max(1, settings.epochs * -(-len(train) // settings.batch_lists))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, [settings.learning_rate, settings.learning_rate / 3], total_steps=steps + 1, pct_start=0.15
+    )
+
+    def epoch(rng: np.random.Generator) -> None:
+        for batch in _batches(len(train), settings.batch_lists, rng):
+            part = _sample(train.take(batch), settings.sampled_negatives, rng)
+            loss = _listwise(_fused(p, shape, items, part, dropout=settings.dropout), *_tensors(part)[1:])
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_([*rest, *head], 1.0)
+            optimiser.step()
+            schedule.step()
+
+    def judged() -> float:
+        return ndcg_at(score_fused(p, shape, items, judge), judge.target)
+
+    return _keep_best(trained, epoch, judged, epochs=settings.epochs, seed=seed, progress=progress)
+
+
+def score_head(p: Parameters, lists: RankingLists) -> Floats:
+    """Return the head's logits float32[L, N], -inf at padding."""
+    import torch
+
+    with torch.inference_mode():
+        logits = head_logits(p, torch.from_numpy(lists.features)).numpy()
+    return np.where(lists.rows >= 0, logits, -np.inf).astype(np.float32)
+
+
+def score_fused(p: Parameters, shape: NetworkShape, items: ItemInputs, lists: RankingLists) -> Floats:
+    """Return head plus attention logits float32[L, N], -inf at padding."""
+    import torch
+
+    out = np.empty(lists.rows.shape, np.float32)
+    with torch.inference_mode():
+        for at in range(0, len(lists), _SCORE_BLOCK):
+            block = lists.take(np.arange(at, min(at + _SCORE_BLOCK, len(lists))))
+            out[at : at + _SCORE_BLOCK] = _fused(p, shape, items, block, dropout=0.0).numpy()
+    return np.where(lists.rows >= 0, out, -np.inf).astype(np.float32)
+
+
+def _fused(p: Parameters, shape: NetworkShape, items: ItemInputs, lists: RankingLists, *, dropout: float) -> Tensor:
+    import torch
+
+    columns = torch.from_numpy(lists.history)
+    named = np.concatenate([lists.history[:, 0], lists.rows.astype(np.int64) + 1], axis=1)
+    # One token per distinct item of the batch: a large catalog costs no more than a small one.
+    distinct, position = np.unique(named, return_inverse=True)
+    tokens = item_tokens(p, *items.take(distinct))[torch.from_numpy(position.reshape(named.shape))]
+    length = columns.shape[2]
+    attention = attention_logits(
+        p, shape, HistoryTensors(*columns.unbind(1)), tokens[:, :length], tokens[:, length:], dropout=dropout
+    )
+    return attention + head_logits(p, torch.from_numpy(lists.features), dropout=dropout)
+
+
+def _sample(lists: RankingLists, negatives: int, rng: np.random.Generator) -> RankingLists:
+    """Keep the taken candidate and `negatives` random others of each list."""
+    count, size = lists.rows.shape
+    if negatives + 1 >= size:
+        return lists
+    order = rng.random((count, size), dtype=np.float32)
+    order[lists.rows < 0] = 2.0  # padding last
+    order[np.arange(count), lists.target] = -1.0
+    kept = np.argpartition(order, negatives, axis=1)[:, : negatives + 1]
+    first = np.argmin(np.take_along_axis(order, kept, axis=1), axis=1)
+    relevance = np.take_along_axis(lists.relevance, kept, axis=1)
+    return RankingLists(
+        np.take_along_axis(lists.rows, kept, axis=1),
+        np.take_along_axis(lists.features, kept[:, :, None], axis=1),
+        np.take_along_axis(lists.merged, kept, axis=1),
+        first.astype(np.int32),
+        relevance,
+        lists.history,
+        lists.user,
+    )
+
+
+def _tensors(lists: RankingLists) -> tuple[Tensor, Tensor, Tensor]:
+    import torch
+
+    return (
+        torch.from_numpy(lists.features),
+        torch.from_numpy(lists.rows >= 0),
+        torch.from_numpy(lists.relevance),
+    )
+
+
+def _listwise(logits: Tensor, mask: Tensor, relevance: Tensor) -> Tensor:
+    share = relevance / relevance.sum(dim=1, keepdim=True)
+    return -(share * logits.masked_fill(~mask, -1e9).log_softmax(dim=1)).sum(dim=1).mean()
+
+
+def _batches(count: int, size: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
+    order = rng.permutation(count)
+    for at in range(0, count, size):
+        yield order[at : at + size]
+
+
+def _keep_best(
+    trained: Parameters,
+    epoch: Callable[[np.random.Generator], None],
+    judged: Callable[[], float],
+    *,
+    epochs: int,
+    seed: int,
+    progress: Progress | None = None,
+    patience: int = 3,
+) -> float:
+    """Run `epoch` up to `epochs` times and leave the best state (the start included) in `trained`."""
+    import torch
+
+    rng = np.random.default_rng(seed)
+    best, best_state, waited = judged(), {n: t.detach().clone() for n, t in trained.items()}, 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for number in range(epochs):
+            epoch(rng)
+            score = judged()
+            if progress is not None:
+                progress(f"epoch {number + 1}: NDCG@10 {score:.4f}", (number + 1) / epochs)
+            waited = 0 if score > best else waited + 1
+            if score > best:
+                best, best_state = score, {n: t.detach().clone() for n, t in trained.items()}
+            if waited >= patience:
+                break
+    for name, tensor in trained.items():
+        tensor.requires_grad_(False).copy_(best_state[name])
+    return best

@@ -1,0 +1,50 @@
+"""How a ranker is trained. Read by this package; the owner of the settings tree exposes it as a section."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainingSettings(BaseModel):
+    """Settings of `train_ranker`; the defaults suit catalogs of a few thousand items on two cores."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    split: Literal["user", "time"] = "user"
+    """`user`: examples are each user's latest events; `time`: all events after one moment, as a shop would see them."""
+    train_positions: int = Field(15, ge=1)
+    """Latest events of a user that become training examples (before the validation ones)."""
+    validation_positions: int = Field(3, ge=1)
+    """Latest events of a user that judge the model; never trained on."""
+    time_share: float = Field(0.15, gt=0, lt=1)
+    """With `split: time`: the share of newest events that are examples; the newest fifth of them validates."""
+    list_size: int = Field(100, ge=2, le=1000)
+    """Retrieved candidates per example; what serving ranks."""
+    near_future: int = Field(5, ge=0, le=50)
+    """Later training events of the user that count as partly right; events of one sitting are nearly exchangeable."""
+    near_future_weight: float = Field(0.7, ge=0, le=1)
+    """How right the next one is; each further one by this factor less. 0 with `near_future` 0: only the next event."""
+    max_lists: int = Field(20_000, ge=1)
+    """More examples than this are sampled by user; bounds memory (about 12 KB a list) and time."""
+    exclude_seen: bool = True
+    """Whether touched items are kept out of the lists, as serving does; a shop with repeat purchases says false."""
+    epochs: int = Field(8, ge=0)
+    """Most passes of the attention part; the best one on validation events is kept. 0 trains the head alone."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak step size of the attention part."""
+    batch_lists: int = Field(64, ge=1)
+    """Lists per step."""
+    sampled_negatives: int = Field(49, ge=1)
+    """Candidates beside the taken one that a step looks at; drawn anew every time."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout of the attention part while training."""
+    weight_decay: float = Field(0.05, ge=0)
+    """AdamW's decay of the attention part."""
+    id_vectors: bool = False
+    """Whether items also get a learned vector each; helps only with many events per item."""
+    min_examples: int = Field(50, ge=1)
+    """Fewer training or validation lists than this: no ranker is trained, and the metrics say why."""
+    bootstrap_rounds: int = Field(2000, ge=100)
+    """Resamples of users behind the paired interval that decides whether the ranker is switched on."""

@@ -1,0 +1,108 @@
+"""Which events fit the sources, which train the ranker and which judge it. By time, never at random.
+
+Called by `train_ranker`. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from models.behaviour.replay import UserHistory, histories, order_of, ring_events
+from models.events import EventLog
+from pipelines.training.settings import TrainingSettings
+
+
+class Part(IntEnum):
+    """What an event of the log is used for."""
+
+    fit = 0
+    train = 1
+    validate = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One event to learn from or to be judged by: event `position` of `history`, by the `user`-th user.
+
+    `last` is the position of the user's last event of the same part: nothing after it may be looked at.
+    """
+
+    user: int
+    history: UserHistory
+    position: int
+    part: Part
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSplit:
+    """`fit` is all that sources and statistics may see; `examples` are the events held out of it."""
+
+    fit: EventLog
+    examples: list[Example]
+
+    def of(self, part: Part) -> list[Example]:
+        """Return the examples of one part, user by user, oldest first."""
+        return [e for e in self.examples if e.part == part]
+
+
+def split_events(log: EventLog, settings: TrainingSettings, *, seed: int) -> TrainingSplit:
+    """Split `log`; equal times of a user keep its order.
+
+    Held-out events reach an example only as that user's own earlier history, as they would online. Above
+    `max_lists` whole users are left out, drawn with `seed`; their held-out events still do not fit the sources.
+    """
+    kept = ring_events(log)
+    order = order_of(kept)
+    grouped = kept.take(order)
+    parts = _by_time(grouped, settings) if settings.split == "time" else _by_user(grouped, settings)
+    fit = kept.take(np.sort(order[parts == Part.fit]))
+    return TrainingSplit(fit, _examples(kept, parts, settings, seed))
+
+
+def _examples(log: EventLog, parts: npt.NDArray[np.uint8], settings: TrainingSettings, seed: int) -> list[Example]:
+    if len(log) == 0:
+        return []
+    by_user: list[list[Example]] = []
+    start = 0
+    for user, history in enumerate(histories(log)):
+        own = parts[start : start + len(history)]
+        start += len(history)
+        wanted = [int(p) for p in history.positive_positions() if own[p] != Part.fit and p > 0]
+        last = {part: int(np.flatnonzero(own == part)[-1]) for part in set(own.tolist())}
+        by_user.append([Example(user, history, p, Part(own[p]), last[own[p]]) for p in wanted])
+    chosen: list[list[Example]] = []
+    room = settings.max_lists
+    for user in np.random.default_rng(seed).permutation(len(by_user)):
+        if len(by_user[user]) <= room:
+            chosen.append(by_user[user])
+            room -= len(by_user[user])
+    return [e for group in sorted(chosen, key=lambda g: g[0].user if g else -1) for e in group]
+
+
+def _by_user(grouped: EventLog, settings: TrainingSettings) -> npt.NDArray[np.uint8]:
+    """Each user's latest events, at most half of them, so that every user also feeds the sources."""
+    parts = np.full(len(grouped), Part.fit, np.uint8)
+    users = grouped.user_ids
+    ends = np.flatnonzero(np.r_[users[1:] != users[:-1], True]) + 1 if len(users) else np.empty(0, np.int64)
+    for start, end in zip(np.r_[0, ends[:-1]].astype(int), ends.tolist(), strict=False):
+        held = min(settings.train_positions + settings.validation_positions, (end - start) // 2)
+        validation = min(settings.validation_positions, (held + 1) // 2)
+        parts[end - held : end] = Part.train
+        parts[end - validation : end] = Part.validate
+    return parts
+
+
+def _by_time(grouped: EventLog, settings: TrainingSettings) -> npt.NDArray[np.uint8]:
+    """Two moments for everybody: sources before the first, validation after the second."""
+    parts = np.full(len(grouped), Part.fit, np.uint8)
+    if len(grouped):
+        share = settings.time_share
+        first, second = np.quantile(grouped.timestamps_ms, [1 - share, 1 - share / 5])
+        parts[grouped.timestamps_ms > first] = Part.train
+        parts[grouped.timestamps_ms > second] = Part.validate
+    return parts

@@ -1,0 +1,247 @@
+"""Trains the compressed ranker from an event log and decides whether it may be served.
+
+Sources and statistics are fitted on events before the examples; half of the validation users stop the training and
+calibrate it, the other half, untouched until then, decides. Knows nothing of artifacts or releases: it fills a
+folder. Called by the `train` command and by `build`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.behaviour.behaviour import BehaviourSettings, fit_behaviour
+from models.behaviour.statistics import fit_statistics
+from models.catalog import ItemCatalog
+from models.events import EventLog
+from models.index import FaissIndex, FlatIndex, VectorIndex, build_faiss
+from models.rankers.calibration import PlattScaling, expected_calibration_error, fit_platt
+from models.rankers.compressed import CompressedModel
+from models.rankers.fusion import FEATURE_NAMES, FusionFeatures
+from models.rankers.inputs import id_slots, label_slots, label_vocabulary
+from models.rankers.network import NetworkShape, Parameters, initialise
+from models.retrieval.engine import RetrievalEngine
+from models.retrieval.settings import RetrievalSettings
+from pipelines.training.examples import Progress, RankingLists, build_lists
+from pipelines.training.fit import ItemInputs, fit_attention, fit_head, score_fused, score_head, set_scaling
+from pipelines.training.measures import gains, paired_bootstrap
+from pipelines.training.settings import TrainingSettings
+from pipelines.training.split import Part, TrainingSplit, split_events
+
+METRICS_FILE = "metrics.json"
+_EXACT_INDEX_UP_TO = 20_000
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """How the sources behind the training lists are fitted and merged: as the release will serve them."""
+
+    retrieval: RetrievalSettings
+    behaviour: BehaviourSettings
+    half_life_days: float
+
+
+def train_ranker(
+    log: EventLog,
+    catalog: ItemCatalog,
+    embeddings: Floats,
+    folder: Path,
+    *,
+    settings: TrainingSettings | None = None,
+    retrieval: RetrievalSettings | None = None,
+    behaviour: BehaviourSettings | None = None,
+    half_life_days: float = 14.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train on `log` (sorted by time), write the ranker and `metrics.json` into `folder`, return the metrics.
+
+    A release may name the ranker when `metrics["switch_on"]`: it beat retrieval order beyond chance. Small or poor
+    data raises nothing: `switch_on` is false, `reason` says why, and with too little of it there is no ranker.
+    `retrieval`, `behaviour` and `half_life_days` (of recent popularity) must be those the release serves with: the
+    ranker learns on their lists. Deterministic for a seed and a number of torch threads.
+    """
+    sources = _Sources(retrieval or RetrievalSettings(), behaviour or BehaviourSettings(), half_life_days)
+    metrics = _train(
+        log,
+        catalog,
+        embeddings,
+        folder,
+        settings or TrainingSettings(),
+        sources,
+        seed=seed,
+        progress=progress,
+    )
+    (folder / METRICS_FILE).write_text(json.dumps(metrics, indent=1, sort_keys=True))
+    return metrics
+
+
+def _train(
+    log: EventLog,
+    catalog: ItemCatalog,
+    embeddings: Floats,
+    folder: Path,
+    settings: TrainingSettings,
+    sources: _Sources,
+    *,
+    seed: int,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    started = time.monotonic()
+    split = split_events(log, settings, seed=seed)
+    facts = _facts(log, split, settings, seed)
+    few = _too_few(len(split.of(Part.train)), len(split.of(Part.validate)), settings)
+    if few is not None:
+        return {**facts, "switch_on": False, "reason": few}
+    train, validate = _lists(split, catalog, embeddings, settings, sources, progress)
+    facts |= {"train_lists": len(train), "examples_s": round(time.monotonic() - started, 1)}
+    judge, decide = validate.take(validate.user % 2 == 0), validate.take(validate.user % 2 == 1)
+    few = _too_few(len(train), min(int((part.target >= 0).sum()) for part in (judge, decide)), settings)
+    if few is not None:
+        return {**facts, "switch_on": False, "reason": few}
+    model, head = _fit(train, judge, catalog, embeddings, settings, seed=seed, progress=progress)
+    fused = score_fused(model.parameters, model.shape, _items(catalog, embeddings, model), decide)
+    metrics = {**facts, **_verdict(model, head, fused, decide, settings, seed)}
+    metrics["seconds"] = round(time.monotonic() - started, 1)
+    model.save(folder)
+    return metrics
+
+
+def _lists(
+    split: TrainingSplit,
+    catalog: ItemCatalog,
+    embeddings: Floats,
+    settings: TrainingSettings,
+    sources: _Sources,
+    progress: Progress | None,
+) -> tuple[RankingLists, RankingLists]:
+    """Build training and validation lists with sources that know only `split.fit`."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    statistics = fit_statistics(split.fit, catalog, half_life_days=sources.half_life_days)
+    behaviour = fit_behaviour(split.fit, catalog, sources.behaviour)
+    engine = RetrievalEngine(catalog, embeddings, _index(embeddings), behaviour, statistics, sources.retrieval)
+    fusion = FusionFeatures(catalog, embeddings, statistics)
+    built = []
+    # Many tiny matrix products: waking a second BLAS thread costs more than it brings.
+    with threadpool_limits(limits=1, user_api="blas"):
+        for part in (Part.train, Part.validate):
+            lists = build_lists(
+                split.of(part),
+                engine,
+                fusion,
+                catalog,
+                size=settings.list_size,
+                exclude_seen=settings.exclude_seen,
+                keep_missed=part == Part.validate,
+                near_future=settings.near_future,
+                near_future_weight=settings.near_future_weight,
+                progress=progress,
+            )
+            built.append(lists)
+    return built[0], built[1]
+
+
+def _fit(
+    train: RankingLists,
+    judge: RankingLists,
+    catalog: ItemCatalog,
+    embeddings: Floats,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[CompressedModel, Parameters]:
+    """Return the trained model and the parameters as they were after the head alone."""
+    labels = label_vocabulary(catalog)
+    known = np.sort(catalog.hashes) if settings.id_vectors else np.empty(0, np.uint64)
+    shape = NetworkShape(text_dim=embeddings.shape[1], labels=len(labels), features=len(FEATURE_NAMES), ids=len(known))
+    p = initialise(shape, seed=seed)
+    set_scaling(p, train)
+    fit_head(p, train, judge, seed=seed)
+    head = {n: t.clone() for n, t in p.items() if n.startswith("head.")}
+    model = CompressedModel(shape, p, labels, known)
+    items = _items(catalog, embeddings, model)
+    fit_attention(p, shape, items, train, judge, settings, seed=seed, progress=progress)
+    platt = _calibrate(score_fused(p, shape, items, judge), judge)
+    return CompressedModel(shape, p, labels, known, platt), head
+
+
+def _calibrate(logits: Floats, lists: RankingLists) -> PlattScaling | None:
+    real = lists.rows >= 0
+    return fit_platt(logits[real], _taken(lists)[real])
+
+
+def _taken(lists: RankingLists) -> npt.NDArray[np.bool_]:
+    taken: npt.NDArray[np.bool_] = np.arange(lists.rows.shape[1])[None, :] == lists.target[:, None]
+    return taken
+
+
+def _verdict(
+    model: CompressedModel,
+    head: Parameters,
+    fused: Floats,
+    decide: RankingLists,
+    settings: TrainingSettings,
+    seed: int,
+) -> dict[str, Any]:
+    """Compare retrieval order, head and fusion on lists nothing was chosen by."""
+    base = gains(decide.merged, decide.target)
+    alone = gains(score_head(head, decide), decide.target)
+    together = gains(fused, decide.target)
+    gap = paired_bootstrap(together, base, decide.user, rounds=settings.bootstrap_rounds, seed=seed)
+    real = decide.rows >= 0
+    error = None
+    if model.calibration is not None:
+        error = expected_calibration_error(model.calibration.apply(fused[real]), _taken(decide)[real])
+    reason = "" if gap.lower > 0 else "the ranker does not beat retrieval order on later events beyond chance"
+    return {
+        "retrieval_ndcg10": float(base.mean()),
+        "head_ndcg10": float(alone.mean()),
+        "fused_ndcg10": float(together.mean()),
+        "fused_vs_retrieval": {"mean": gap.mean, "lower": gap.lower, "upper": gap.upper},
+        "list_recall": float((decide.target >= 0).mean()),
+        "calibration_error": error,
+        "validation_lists": len(decide),
+        "switch_on": gap.lower > 0,
+        "reason": reason,
+    }
+
+
+def _facts(log: EventLog, split: TrainingSplit, settings: TrainingSettings, seed: int) -> dict[str, Any]:
+    times = log.timestamps_ms
+    return {
+        "events": len(log),
+        "fit_events": len(split.fit),
+        "examples": len(split.examples),
+        "data_window_ms": [int(times.min()), int(times.max())] if len(times) else None,
+        "settings": settings.model_dump(),
+        "seed": seed,
+    }
+
+
+def _too_few(train: int, validation: int, settings: TrainingSettings) -> str | None:
+    if min(train, validation) >= settings.min_examples:
+        return None
+    return (
+        f"{train} training and {validation} validation lists hold the item that was taken; "
+        f"min_examples is {settings.min_examples}"
+    )
+
+
+def _items(catalog: ItemCatalog, embeddings: Floats, model: CompressedModel) -> ItemInputs:
+    return ItemInputs(embeddings, label_slots(catalog, model.labels), id_slots(catalog, model.known_ids))
+
+
+def _index(embeddings: Floats) -> VectorIndex:
+    if len(embeddings) <= _EXACT_INDEX_UP_TO:
+        return FlatIndex(embeddings)
+    return FaissIndex(build_faiss(embeddings), embeddings)

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from models.behaviour.behaviour import fit_behaviour
+from models.behaviour.statistics import fit_statistics
+from models.index import FlatIndex
+from models.rankers.fusion import FusionFeatures
+from models.retrieval.engine import RetrievalEngine
+from pipelines.training.examples import build_lists
+from pipelines.training.settings import TrainingSettings
+from pipelines.training.split import Part, split_events
+
+SETTINGS = TrainingSettings(train_positions=4, validation_positions=2)
+
+
+@pytest.fixture
+def lists_of(make_catalog):
+    catalog, embeddings = make_catalog(100)
+
+    def build(log, part=Part.train, **options):
+        split = split_events(log, SETTINGS, seed=0)
+        statistics = fit_statistics(split.fit, catalog)
+        engine = RetrievalEngine(
+            catalog, embeddings, FlatIndex(embeddings), fit_behaviour(split.fit, catalog), statistics
+        )
+        fusion = FusionFeatures(catalog, embeddings, statistics)
+        return build_lists(split.of(part), engine, fusion, catalog, size=20, **options)
+
+    return build
+
+
+def test_what_a_user_takes_at_or_after_an_example_changes_none_of_its_inputs(lists_of, patterned_log, make_log):
+    """Poison the last training event and everything later of every user: earlier examples must not notice."""
+    rows = list(
+        zip(patterned_log.user_ids, patterned_log.item_ids, patterned_log.timestamps_ms // 3_600_000, strict=True)
+    )
+    poisoned = [(u, "i77" if hour % 24 >= 11 else i, int(hour)) for u, i, hour in rows]
+    clean = lists_of(make_log([(u, i, int(h)) for u, i, h in rows]), keep_missed=True)
+    other = lists_of(make_log(poisoned), keep_missed=True)
+    assert len(clean) == len(other) == 120 * 4
+    # positions 8..11 of 14 train: the inputs of all four are fixed by positions 0..10
+    assert np.array_equal(clean.rows, other.rows)
+    assert np.array_equal(clean.features, other.features)
+    assert np.array_equal(clean.history, other.history)
+    assert not np.array_equal(clean.target, other.target)  # the poison was real
+
+
+def test_the_item_taken_is_the_target_and_lists_without_it_are_dropped(lists_of, patterned_log):
+    found = lists_of(patterned_log)
+    every = lists_of(patterned_log, keep_missed=True)
+    assert (found.target >= 0).all()
+    assert len(found) == (every.target >= 0).sum() <= len(every)
+    assert np.allclose(found.relevance[np.arange(len(found)), found.target], 1.0)
+
+
+def test_the_near_future_is_partly_relevant_and_never_reaches_into_validation(lists_of, patterned_log):
+    hard = lists_of(patterned_log)
+    soft = lists_of(patterned_log, near_future=3, near_future_weight=0.5)
+    assert (hard.relevance.sum(axis=1) == 1.0).all()
+    assert set(np.unique(soft.relevance)) <= {0.0, 0.125, 0.25, 0.5, 1.0}
+    assert (soft.relevance.sum(axis=1) > 1.0).any()
+    last = np.flatnonzero(np.r_[soft.user[1:] != soft.user[:-1], True])
+    tails = soft.take(last[soft.history[last, 0, -1] > 0])
+    final = lists_of(patterned_log).take(last)
+    assert len(tails) == len(final)
+
+
+def test_seen_items_are_not_candidates(lists_of, patterned_log):
+    lists = lists_of(patterned_log)
+    for at in range(len(lists)):
+        assert not set(lists.rows[at] + 1) & set(lists.history[at, 0].tolist()) - {0}

@@ -1,0 +1,56 @@
+import numpy as np
+
+from pipelines.training.settings import TrainingSettings
+from pipelines.training.split import Part, split_events
+
+SETTINGS = TrainingSettings(train_positions=4, validation_positions=2)
+
+
+def test_by_user_the_latest_events_validate_and_the_ones_before_them_train(make_log):
+    log = make_log([("a", f"i{n}", n) for n in range(20)])
+    split = split_events(log, SETTINGS, seed=0)
+    assert split.fit.item_ids.tolist() == [f"i{n}" for n in range(14)]
+    assert [e.position for e in split.of(Part.train)] == [14, 15, 16, 17]
+    assert [e.position for e in split.of(Part.validate)] == [18, 19]
+    assert {e.last for e in split.of(Part.train)} == {17}
+
+
+def test_a_short_history_still_feeds_the_sources_with_half_of_it(make_log):
+    log = make_log([("a", f"i{n}", n) for n in range(4)] + [("b", "i1", 5)])
+    split = split_events(log, SETTINGS, seed=0)
+    assert split.fit.item_ids.tolist() == ["i0", "i1", "i1"]
+    assert [(e.position, e.part) for e in split.examples] == [(2, Part.train), (3, Part.validate)]
+
+
+def test_by_time_no_example_is_older_than_an_event_the_sources_saw(make_log):
+    rows = [(f"u{n % 7}", f"i{n % 11}", n) for n in range(200)]
+    settings = TrainingSettings(split="time", time_share=0.3)
+    split = split_events(make_log(rows), settings, seed=0)
+    times = {part: [int(e.history.timestamps_ms[e.position]) for e in split.of(part)] for part in Part}
+    assert split.fit.timestamps_ms.max() < min(times[Part.train])
+    assert max(times[Part.train]) < min(times[Part.validate])
+
+
+def test_too_many_examples_are_thinned_by_whole_users_the_same_way_for_a_seed(make_log):
+    log = make_log([(f"u{u}", f"i{n}", n) for u in range(30) for n in range(20)])
+    settings = SETTINGS.model_copy(update={"max_lists": 60})
+    one, again, other = (split_events(log, settings, seed=s) for s in (1, 1, 2))
+    assert len(one.examples) == 60
+    assert len({e.history.user_id for e in one.examples}) == 10
+    assert [e.history.user_id for e in one.examples] == [e.history.user_id for e in again.examples]
+    assert {e.history.user_id for e in one.examples} != {e.history.user_id for e in other.examples}
+    assert len(one.fit) == 30 * 14  # the sources do not gain the events of users left out
+
+
+def test_an_empty_log_has_no_examples(make_log):
+    for kind in ("user", "time"):
+        split = split_events(make_log([]), TrainingSettings(split=kind), seed=0)
+        assert len(split.fit) == len(split.examples) == 0
+
+
+def test_equal_times_keep_the_order_of_the_log(make_log):
+    log = make_log([("a", f"i{n}", 0) for n in range(12)])
+    split = split_events(log, SETTINGS, seed=0)
+    taken = [e.history.item_ids[e.position] for e in split.examples]
+    assert taken == [f"i{n}" for n in range(6, 12)]
+    assert np.array_equal(split.fit.item_ids, np.array([f"i{n}" for n in range(6)], object))

@@ -66,8 +66,13 @@ def test_our_own_listener_is_answered_with_down() -> None:
         child.communicate()
 
 
-def test_a_port_bound_without_listening_is_taken_too() -> None:
+def test_a_port_with_only_closing_connections_is_free() -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
-        with pytest.raises(PortsTaken, match="a process that cannot be named"):
-            require_free({"cluster.http_port": server.getsockname()[1]})
+        server.listen()
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client, server.accept()[0] as accepted:
+            accepted.shutdown(socket.SHUT_RDWR)
+            assert client.recv(1) == b""
+    # The side that closed first keeps the port in TIME_WAIT for a minute; the next start may use it all the same.
+    assert listener(port) is None

@@ -103,7 +103,9 @@ def _check_words(rest: str, evidence: Evidence, language: str, titles: Container
 
 def _check_names(rest: str, evidence: Evidence, cited: list[Liked], named: list[str]) -> Verdict:
     """Every attribute named beside liked titles must be shared with each of them; nothing is said twice."""
-    marks = _MARK.findall(rest)
+    titles = {chr(_ITEM): evidence.item} | {chr(_LIKED + at): liked.title for at, liked in enumerate(evidence.liked)}
+    # A film called "Up" is not said twice by "Up for more?": everyday words do not count as repeated titles.
+    marks = [m for m in _MARK.findall(rest) if titles.get(m, "").casefold() not in lexicon.ENGLISH]
     if len(marks) != len(set(marks)):
         return "repeated"
     for liked in cited:

@@ -113,10 +113,12 @@ def build_evidence(
     """
     own = attributes_of(catalog, row)
     cosines = _cosines(embeddings, row, [p.row for p in positives])
+    visits = [link(p.row, row) if link is not None and p.row != row else 0.0 for p in positives]
+    most = max((v for v in visits if v >= options.min_link), default=0.0)
     linked = []
     for at, positive in enumerate(positives):
         if positive.row != row:
-            strength, liked = _link_of(positive, row, own, float(cosines[at]), link, options)
+            strength, liked = _link_of(positive, own, visits[at], most, float(cosines[at]), options)
             if liked.how:
                 linked.append((-strength, at, liked))
     year = catalog.numbers(row).get("year")
@@ -132,19 +134,19 @@ def build_evidence(
 
 def _link_of(
     positive: Positive,
-    row: int,
     own: tuple[Attribute, ...],
+    visited: float,
+    most: float,
     cosine: float,
-    link: Link | None,
     options: EvidenceOptions,
 ) -> tuple[float, Liked]:
-    visited = float(link(positive.row, row)) if link is not None else 0.0
+    """Return the link and its strength: co-visitation against the user's strongest, overlap and cosine added."""
     shared = tuple(a for a in own if a in positive.labels)[: options.max_attributes]
     how: list[How] = []
     strength = 0.0
     if visited >= options.min_link and visited > 0:
         how.append("co_visited")
-        strength += 1.0 + visited
+        strength += visited / most
     if shared:
         how.append("shared")
         # Shared out of all that either has: two of two genres say more than two of six.

@@ -14,14 +14,16 @@ from models.explain.evidence import Evidence, evidence_hash
 from models.explain.frames import drawn, parts_of, scenes_of, shapes_of
 from models.explain.template import template_reason
 
-FRAMES_PER_REASON = 5
-READINGS_PER_CHOICE = 3
+FRAMES_PER_REASON = 3
+READINGS_PER_CHOICE = 2
+"""Few on purpose: a small model at temperature 0 always takes its favourite, so variety is what the hash leaves it."""
+
 _SCENES = 4
 
 
 def reason_grammar(evidence: Evidence, language: str = "en") -> str:
     """Return the EBNF of all reasons that this record allows, each at most 240 characters."""
-    rules = [" ".join(_alternatives(part) for part in parts) for parts in sentences_of(evidence, language)]
+    rules = [" ".join(_alternatives(part) for part in _joined(parts)) for parts in sentences_of(evidence, language)]
     names = [f"f{at}" for at in range(len(rules))]
     lines = [f"root ::= {' | '.join(names)}"] + [f"{n} ::= {r}" for n, r in zip(names, rules, strict=True)]
     return "\n".join(lines) + "\n"
@@ -59,6 +61,17 @@ def quote(text: str) -> str:
         else:
             out.append(f"\\u{ord(char):04X}" if ord(char) <= 0xFFFF else f"\\U{ord(char):08X}")
     return '"' + "".join(out) + '"'
+
+
+def _joined(parts: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Join neighbours that have one reading each."""
+    out: list[tuple[str, ...]] = []
+    for part in parts:
+        if out and len(part) == 1 and len(out[-1]) == 1:
+            out[-1] = (out[-1][0] + part[0],)
+        else:
+            out.append(part)
+    return out
 
 
 def _alternatives(part: tuple[str, ...]) -> str:

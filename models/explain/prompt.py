@@ -62,16 +62,17 @@ class PromptBuilder:
 
     def _frame(self, language: str) -> tuple[list[int], list[int]]:
         """Return the ids before and after the data; the former as near to whole blocks as the style list allows."""
-        best: tuple[list[int], list[int]] | None = None
+        tries = []
         for extra in range(3, 3 + self._block):
-            style = ", ".join(islice(cycle(_STYLE), extra))
-            head, tail = self._split(f"{_SYSTEM[language]} {style}.", *_EXAMPLE[language])
-            if best is None or len(head) % self._block < len(best[0]) % self._block:
-                best = (head, tail)
-            if len(head) % self._block == 0:
-                break
-        assert best is not None
-        return best
+            for end in (
+                ".",
+                " only.",
+            ):  # an adjective and its comma are two tokens: the end makes the length odd or even
+                style = ", ".join(islice(cycle(_STYLE), extra))
+                tries.append(self._split(f"{_SYSTEM[language]} {style}{end}", *_EXAMPLE[language]))
+                if len(tries[-1][0]) % self._block == 0:
+                    return tries[-1]
+        return min(tries, key=lambda t: len(t[0]) % self._block)
 
     def _split(self, system: str, question: str, answer: str) -> tuple[list[int], list[int]]:
         messages = [

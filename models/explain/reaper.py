@@ -53,10 +53,16 @@ def descendants(roots: Iterable[int], table: Processes) -> set[int]:
 
 
 def carries(pid: int, mark: bytes) -> bool:
-    """Whether the process was started with `mark` in its environment."""
+    """Whether the process was started with `mark` in its environment.
+
+    Not Python's resource tracker: the owner shares it with others, and it ends by itself when its pipe closes.
+    """
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            return mark in file.read().split(b"\0")
+            if mark not in file.read().split(b"\0"):
+                return False
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return b"resource_tracker" not in file.read()
     except OSError:
         return False
 

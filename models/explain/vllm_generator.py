@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import time
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from models.explain.evidence import EMPTY
 from models.explain.generator import GeneratorBusy, GeneratorError, ReasonRequest
 from models.explain.grammar import reason_grammar
 from models.explain.prompt import PromptBuilder
@@ -107,8 +109,17 @@ class VllmGenerator:
             raise GeneratorError(f"vLLM did not start ({type(error).__name__}: {error}); see its log above") from error
         self._reaper.settle()
         self._progress = time.monotonic()
+        await self._warm_up()
         if self._options.nice:
             _renice(self._reaper.children(), self._options.nice)
+
+    async def _warm_up(self) -> None:
+        """Write once for nobody: the first grammar and the first steps cost seconds that no user should wait for."""
+        try:
+            await self.generate(ReasonRequest(EMPTY))
+        except GeneratorError:
+            await self.close()
+            raise
 
     async def generate(self, request: ReasonRequest) -> str:
         """See `Generator.generate`."""
@@ -178,6 +189,8 @@ class VllmGenerator:
         if engine is not None:
             with contextlib.suppress(Exception):  # a dead engine may fail in any way; the reaper ends what is left
                 await asyncio.to_thread(engine.shutdown)
+            del engine
+            gc.collect()  # vLLM's objects are a cycle whose finaliser fails when it runs at interpreter exit
         if reaper is not None:
             await asyncio.to_thread(reaper.close)
 

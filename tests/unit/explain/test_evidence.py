@@ -8,7 +8,7 @@ import pytest
 from models.candidates import COLUMN_OF, SCORED_SOURCES, Source
 from models.catalog import CATALOG_FILE, Item, ItemCatalog, write_catalog
 from models.events import EventType
-from models.explain.evidence import EMPTY, Evidence, build_evidence, evidence_hash
+from models.explain.evidence import EMPTY, build_evidence, evidence_hash
 from models.explain.positives import EvidenceOptions, Positive, positives_of
 from models.features import ANONYMOUS, UserFeatures, features_from_events
 

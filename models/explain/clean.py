@@ -7,6 +7,7 @@ Knows nothing of catalogs or prompts; called when evidence is built and by the c
 
 import re
 import unicodedata
+from functools import lru_cache
 
 TITLE_CHARS = 80
 """Longest title that is quoted; longer ones are cut at a word and end in an ellipsis."""
@@ -68,6 +69,7 @@ def is_quotable(text: str) -> bool:
     return not any(p.search(text) for p in (_LINK, _MARKUP, _ROLE, _ORDER))
 
 
+@lru_cache(maxsize=32_768)  # the same titles are cited again and again, and judging one takes some 50 µs
 def quotable_text(text: str, *, limit: int = TITLE_CHARS) -> str:
     """Return the cleaned text, or "" when it must not be quoted (see `is_quotable`)."""
     # A hostile tail must not hide behind the cut, nor markup behind the cleaning: the whole text is judged.

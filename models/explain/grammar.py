@@ -15,7 +15,6 @@ from models.explain.frames import drawn, parts_of, scenes_of, shapes_of
 from models.explain.template import template_reason
 
 FRAMES_PER_REASON = 3
-READINGS_PER_CHOICE = 2
 """Few on purpose: a small model at temperature 0 always takes its favourite, so variety is what the hash leaves it."""
 
 _SCENES = 4
@@ -33,15 +32,26 @@ def sentences_of(evidence: Evidence, language: str = "en") -> list[list[tuple[st
     """Return the drawn frames as rows of alternatives; a sentence takes one reading of each."""
     seed = evidence_hash(evidence)
     shapes = shapes_of(language)
-    filled = {
-        f"{at}/{frame}": parts
+    frames = {
+        f"{at}/{frame}": (scene, frame)
         for at, scene in enumerate(scenes_of(evidence, language)[:_SCENES])
         for frame in shapes[scene.shape]
-        if (parts := parts_of(frame, scene)) is not None
     }
-    chosen = drawn(filled, seed)[:FRAMES_PER_REASON]
-    drawn_parts = [[tuple(drawn(p, seed + name)[:READINGS_PER_CHOICE]) for p in filled[name]] for name in chosen]
-    return drawn_parts or [[(template_reason(evidence, language),)]]
+    sentences: list[list[tuple[str, ...]]] = []
+    for name in drawn(frames, seed):
+        scene, frame = frames[name]
+        parts = parts_of(frame, scene)
+        if parts is not None:
+            sentences.append([_readings(part, f"{seed}{name}{at}") for at, part in enumerate(parts)])
+        if len(sentences) == FRAMES_PER_REASON:
+            break
+    return sentences or [[(template_reason(evidence, language),)]]
+
+
+def _readings(part: tuple[str, ...], seed: str) -> tuple[str, ...]:
+    """Draw one or two readings of a choice."""
+    count = 1 if drawn(("one", "two"), seed)[0] == "one" else 2
+    return tuple(drawn(part, seed)[:count])
 
 
 def readings_of(evidence: Evidence, language: str = "en") -> Iterator[str]:

@@ -33,13 +33,13 @@ ENGLISH = frozenset(
     pairing path people perhaps person pick picked picking picks plenty please popular promising
     ready recall recalls recently related returns right rise round running
     safe same see seek share shares should side similar since sits so someone something soon shortly spirit spot
-    stands start step still stop streak subject such suggested suit suited suits
-    take tap territory thanks that the their them then theme there these thing this time title titles to today together too
+    stands start step still stop streak subject such suggested suggestion suggestions suit suited suits
+    take tap territory thanks that the their them then theme there these thing this time title titles to today together tone too
     treads trending try turn turning two twist
     up use usual
     viewed
     want was well well-worn went were what where which who why will with work world worth wrong
-    you your days added off
+    yet you your days added off
     """.split()
 )
 

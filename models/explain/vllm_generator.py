@@ -83,6 +83,10 @@ class VllmGenerator:
         """Requests under way or queued in the engine."""
         return self._in_flight
 
+    def engine_requests(self) -> int:
+        """Return how many requests the engine's front end still tracks; 0 when every slot is free."""
+        return int(self._engine.output_processor.get_num_unfinished_requests()) if self._engine is not None else 0
+
     def child_pids(self) -> list[int]:
         """Return the pids of the engine's processes and of the reaper; for the process ledger."""
         if self._reaper is None:

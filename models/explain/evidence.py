@@ -115,16 +115,15 @@ def build_evidence(
     cosines = _cosines(embeddings, row, [p.row for p in positives])
     visits = [link(p.row, row) if link is not None and p.row != row else 0.0 for p in positives]
     most = max((v for v in visits if v >= options.min_link), default=0.0)
-    linked = []
-    for at, positive in enumerate(positives):
-        if positive.row != row:
-            strength, liked = _link_of(positive, own, visits[at], most, float(cosines[at]), options)
-            if liked.how:
-                linked.append((-strength, at, liked))
+    strengths = [
+        _strength(p, own, visits[at], most, float(cosines[at]), options) if p.row != row else 0.0
+        for at, p in enumerate(positives)
+    ]
+    best = sorted((at for at, s in enumerate(strengths) if s > 0), key=lambda at: -strengths[at])[: options.max_liked]
     year = catalog.numbers(row).get("year")
     return Evidence(
         item=quotable_text(catalog.title(row)),
-        liked=tuple(liked for _, _, liked in sorted(linked, key=lambda e: e[:2])[: options.max_liked]),
+        liked=tuple(_liked(positives[at], own, visits[at], float(cosines[at]), options) for at in best),
         attributes=own[: options.max_attributes],
         year=int(year) if year is not None and 0 < year < 3000 else None,
         source=_strongest(sources, source_scores),
@@ -132,30 +131,36 @@ def build_evidence(
     )
 
 
-def _link_of(
+def _strength(
     positive: Positive,
     own: tuple[Attribute, ...],
     visited: float,
     most: float,
     cosine: float,
     options: EvidenceOptions,
-) -> tuple[float, Liked]:
-    """Return the link and its strength: co-visitation against the user's strongest, overlap and cosine added."""
+) -> float:
+    """Return how well an item explains the candidate; 0 when nothing links them."""
+    strength = visited / most if visited >= options.min_link and visited > 0 else 0.0
+    shared = sum(a in positive.labels for a in own)
+    if shared:  # out of all that either has: two of two genres say more than two of six
+        strength += shared / len({*own, *positive.labels})
+    if cosine >= options.min_cosine:
+        strength += max(cosine, 1e-6)
+    return strength * positive.weight
+
+
+def _liked(
+    positive: Positive, own: tuple[Attribute, ...], visited: float, cosine: float, options: EvidenceOptions
+) -> Liked:
     shared = tuple(a for a in own if a in positive.labels)[: options.max_attributes]
     how: list[How] = []
-    strength = 0.0
     if visited >= options.min_link and visited > 0:
         how.append("co_visited")
-        strength += visited / most
     if shared:
         how.append("shared")
-        # Shared out of all that either has: two of two genres say more than two of six.
-        strength += len(shared) / max(1, len({*own, *positive.labels}))
     if cosine >= options.min_cosine:
         how.append("meaning")
-        strength += cosine
-    liked = Liked(positive.title, positive.taken, tuple(how), shared, round(cosine, 3))
-    return strength * positive.weight, liked
+    return Liked(positive.title, positive.taken, tuple(how), shared, round(cosine, 3))
 
 
 def _cosines(embeddings: npt.NDArray[np.float32] | None, row: int, rows: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from models.catalog import ItemCatalog
 from models.events import EventType
@@ -62,8 +62,7 @@ class EvidenceOptions:
 DEFAULT_OPTIONS = EvidenceOptions()
 
 
-@dataclass(frozen=True, slots=True)
-class Attribute:
+class Attribute(NamedTuple):
     """One attribute value, cleaned. `kind` decides how a sentence may use it."""
 
     text: str

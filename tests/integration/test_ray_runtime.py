@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -113,6 +114,7 @@ class Driver:
         assert self.process.stdout is not None
         self.process.stdout.close()
         Ledger(self.state).end_all(grace_s=2)
+        shutil.rmtree(runtime_folder(self.state), ignore_errors=True)
 
 
 @pytest.fixture

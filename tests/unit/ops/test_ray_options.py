@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,9 @@ def test_preparing_makes_a_private_token_that_stays_and_private_folders_that_are
         "assert all(os.environ[k] == v for k, v in environment(o).items());"
         "assert 'ray' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={**os.environ, "TMPDIR": "/tmp"})
+    # Not pytest's own folder, whose path is too long for a socket.
+    with tempfile.TemporaryDirectory(prefix="rc") as short:
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={**os.environ, "TMPDIR": short})
 
 
 def test_a_runtime_folder_that_is_a_link_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,15 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _verify(ref: str, path: Path, files: Mapping[str, Any]) -> None:
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            raise ArtifactError(f"{ref}: {name} missing")
+        if file.stat().st_size != expected["bytes"] or sha256_of(file) != expected["sha256"]:
+            raise ArtifactError(f"{ref}: {name} is truncated or damaged")
+
+
 class ArtifactStore:
     """Puts and gets artifacts of one tenant. Safe for many readers; `put` of the same content is harmless."""
 
@@ -85,15 +94,19 @@ class ArtifactStore:
 
     def get(self, ref: str) -> Artifact:
         """Return the artifact, pulled and verified. Raises ArtifactError naming the file that is wrong."""
-        source = f"{self._root}/{ref}"
         body = self._manifest(ref)
-        path = Path(source) if self._local else self._pull(ref, body["files"])
-        for name, expected in body["files"].items():
-            file = path / name
-            if not file.is_file():
-                raise ArtifactError(f"{ref}: {name} missing")
-            if file.stat().st_size != expected["bytes"] or sha256_of(file) != expected["sha256"]:
-                raise ArtifactError(f"{ref}: {name} is truncated or damaged")
+        if self._local:
+            path = Path(f"{self._root}/{ref}")
+            _verify(ref, path, body["files"])
+            return Artifact(ref, path, body["meta"])
+        path = self._pull(ref, body["files"])
+        try:
+            _verify(ref, path, body["files"])
+        except ArtifactError:
+            # The copy of this node may have rotted while the original is whole: pull it again, once.
+            shutil.rmtree(path)
+            path = self._pull(ref, body["files"])
+            _verify(ref, path, body["files"])
         return Artifact(ref, path, body["meta"])
 
     def meta(self, ref: str) -> Mapping[str, Any]:
@@ -139,7 +152,10 @@ class ArtifactStore:
         try:
             for name in files:
                 (staging / name).parent.mkdir(parents=True, exist_ok=True)
-                self._fs.get_file(f"{self._root}/{ref}/{name}", str(staging / name))
+                try:
+                    self._fs.get_file(f"{self._root}/{ref}/{name}", str(staging / name))
+                except FileNotFoundError as error:
+                    raise ArtifactError(f"{ref}: {name} missing") from error
             staging.rename(target)
         except OSError:
             if not target.is_dir():  # another process of this node may have pulled it meanwhile

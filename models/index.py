@@ -8,7 +8,9 @@ over-fetching, because several FAISS kinds ignore selectors silently. Called by 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +23,8 @@ Hits = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]
 INDEX_FILE = "index.faiss"
 EXACT_BELOW = 0.05
 """Below this share of allowed rows an exact search over them is cheaper and surer than over-fetching."""
+GPU_MOST = 2048
+"""A GPU index of FAISS answers at most this many rows."""
 
 
 class VectorIndex(Protocol):
@@ -53,30 +57,36 @@ def _exact(vectors: Vectors, rows: npt.NDArray[Any], query: Vectors, n: int) -> 
 class FaissIndex:
     """A FAISS index with the vectors beside it for exact search under rare filters."""
 
-    def __init__(self, index: Any, vectors: Vectors) -> None:
-        """`index` is any inner-product FAISS index over all rows of `vectors` (float32[items, dim], may be mapped)."""
+    def __init__(self, index: Any, vectors: Vectors, *, on_gpu: bool = False) -> None:
+        """`index` is any inner-product FAISS index over all rows of `vectors` (float32[items, dim], may be mapped).
+
+        An index `on_gpu` is searched by one thread at a time and for at most `GPU_MOST` rows; more are found exactly.
+        """
         self._index = index
         self._vectors = vectors
+        self._most = GPU_MOST if on_gpu else len(vectors)
+        self._turn: AbstractContextManager[Any] = Lock() if on_gpu else nullcontext()
 
     def search(self, query: Vectors, n: int, *, allowed: Mask | None = None) -> Hits:
         """See `VectorIndex.search`."""
         total = len(self._vectors)
-        if allowed is None:
-            return self._fetch(query, n)
-        share = float(allowed.mean()) if total else 0.0
-        if share == 0.0:
+        share = 1.0 if allowed is None else float(allowed.mean()) if total else 0.0
+        if n <= 0 or not total or share == 0.0:
             return np.empty(0, np.int32), np.empty(0, np.float32)
-        if share >= EXACT_BELOW:
-            rows, scores = self._fetch(query, min(total, int(n / share * 1.5) + 16))
-            keep = allowed[rows]
-            if int(keep.sum()) >= min(n, int(allowed.sum())):
+        wanted = min(total, n if allowed is None else int(n / share * 1.5) + 16)
+        if share >= EXACT_BELOW and wanted <= self._most:
+            rows, scores = self._fetch(query, wanted)
+            keep = np.ones(len(rows), bool) if allowed is None else allowed[rows]
+            if allowed is None or int(keep.sum()) >= min(n, int(allowed.sum())):
                 return rows[keep][:n], scores[keep][:n]
-        return _exact(self._vectors, np.flatnonzero(allowed), query, n)
+        return _exact(self._vectors, np.arange(total) if allowed is None else np.flatnonzero(allowed), query, n)
 
     def _fetch(self, query: Vectors, n: int) -> Hits:
-        scores, rows = self._index.search(query.reshape(1, -1), min(n, len(self._vectors)))
-        valid = rows[0] >= 0
-        return rows[0][valid].astype(np.int32), scores[0][valid].astype(np.float32)
+        with self._turn:
+            scores, rows = self._index.search(query.reshape(1, -1), n)
+        at = np.flatnonzero(rows[0] >= 0)
+        at = at[np.lexsort((rows[0][at], -scores[0][at]))]
+        return rows[0][at].astype(np.int32), scores[0][at].astype(np.float32)
 
 
 def build_faiss(vectors: Vectors) -> Any:
@@ -115,10 +125,14 @@ def load_faiss(folder: Path, vectors: Vectors) -> FaissIndex:
     path = folder / INDEX_FILE
     if hasattr(faiss, "set_deserialization_vector_byte_limit"):
         faiss.set_deserialization_vector_byte_limit(2 * path.stat().st_size + (1 << 20))
-    index = faiss.read_index(str(path))
+    try:
+        index = faiss.read_index(str(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path.name}: FAISS cannot read it") from error
     if (index.ntotal, index.d) != vectors.shape:
         raise ValueError(f"{path.name}: {index.ntotal} × {index.d} does not fit embeddings {vectors.shape}")
-    return FaissIndex(to_best_device(index, faiss), vectors)
+    placed = to_best_device(index, faiss)
+    return FaissIndex(placed, vectors, on_gpu=placed is not index)
 
 
 def to_best_device(index: Any, faiss: Any) -> Any:

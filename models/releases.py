@@ -54,12 +54,16 @@ class Release:
         """Parse. Raises ValueError on a document that is no release."""
         try:
             body = json.loads(text)
-            missing = [k for k in KINDS if k not in body["artifacts"] and k != "ranker"]
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"not a release document: {error!r}") from error
+            artifacts = {str(kind): ref for kind, ref in body["artifacts"].items()}
+            missing = [k for k in KINDS if k not in artifacts and k != "ranker"]
+            release = cls(artifacts, int(body["item_log_seq"]), int(body["created_ms"]), body["parent"], body["notes"])
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            raise ValueError(f"not a release document ({type(error).__name__})") from error
         if missing:
             raise ValueError(f"release names no {', '.join(missing)}")
-        return cls(body["artifacts"], body["item_log_seq"], body["created_ms"], body["parent"], body["notes"])
+        if not all(isinstance(ref, str) and "/" in ref for ref in artifacts.values()):
+            raise ValueError("not a release document: an artifact's reference is kind/digest")
+        return release
 
 
 def new_release(artifacts: Mapping[str, str], *, parent: str | None = None, **notes: Any) -> Release:

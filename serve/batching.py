@@ -1,20 +1,22 @@
 """Coalescing: many members, few calls, no timer.
 
 While fewer than `calls_per_replica` calls per live callee replica are in flight, a member goes out at once;
-otherwise it waits for the next call. A call closes at 64 members or 1 MiB. Members that have expired or whose
-caller has left are dropped before sending, and one member's error never fails the rest. Knows nothing of Ray.
+otherwise it waits for the next call. A call takes its replica's share of those who wait, and closes at 64 members or
+1 MiB. Members that have expired or whose caller has left are dropped before sending, and one member's error never
+fails the rest. Knows nothing of Ray.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from serve.errors import ContractViolation, DeadlineExceeded, OverloadError
+from serve.errors import ContractViolation, DeadlineExceeded, DependencyError, OverloadError
 
 Member = TypeVar("Member")
 Result = TypeVar("Result")
@@ -56,12 +58,20 @@ class Coalescer(Generic[Member, Result]):
     async def call(self, member: Member, remaining_ms: float) -> Result:
         """Return the member's result. Raises its error, OverloadError when too many wait, or DeadlineExceeded."""
         if len(self._waiting) >= self._max_waiting:
+            # Members whose callers have left are no load; only living ones count against the bound.
+            self._waiting = deque(one for one in self._waiting if not one.future.done())
+        if len(self._waiting) >= self._max_waiting:
             raise OverloadError("too many calls wait for this stage")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         expires = time.monotonic() + remaining_ms / 1000.0
         self._waiting.append(_Waiting(member, self._size_of(member), expires, future))
         self._pump()
-        return await future
+        try:
+            # Not left to the batch: a member must not wait for neighbours that have more time, or for a free slot.
+            async with asyncio.timeout(remaining_ms / 1000.0):
+                return await future
+        except TimeoutError as error:
+            raise DeadlineExceeded("no answer in time") from error
 
     def _pump(self) -> None:
         while self._waiting and self._in_flight < self._calls_per_replica * max(1, self._replicas()):
@@ -76,7 +86,9 @@ class Coalescer(Generic[Member, Result]):
     def _next_batch(self) -> list[_Waiting[Member, Result]]:
         batch: list[_Waiting[Member, Result]] = []
         size, now = 0, time.monotonic()
-        while self._waiting and len(batch) < MAX_MEMBERS:
+        # A call takes its replica's share of those who wait: one replica with all of them would leave the others idle.
+        most = min(MAX_MEMBERS, math.ceil(len(self._waiting) / max(1, self._replicas())))
+        while self._waiting and len(batch) < most:
             one = self._waiting[0]
             if batch and size + one.size > MAX_CALL_BYTES:
                 break
@@ -99,11 +111,13 @@ class Coalescer(Generic[Member, Result]):
         try:
             # The sender enforces the deadline too: a callee that never answers must not hold a slot.
             results = await asyncio.wait_for(call, timeout=longest)
-        except BaseException as error:
-            failure = DeadlineExceeded("no answer in time") if isinstance(error, TimeoutError) else error
-            results = [failure] * len(batch)
-            if isinstance(error, asyncio.CancelledError):
-                raise
+        except TimeoutError:
+            results = [DeadlineExceeded("no answer in time")] * len(batch)
+        except asyncio.CancelledError:
+            # The callee's doing or a shutdown; either way nobody may be left waiting.
+            results = [DependencyError("the call was cancelled")] * len(batch)
+        except Exception as error:
+            results = [error] * len(batch)
         finally:
             self._in_flight -= 1
         self._deliver(batch, results)

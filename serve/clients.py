@@ -49,6 +49,11 @@ async def translated(call: Awaitable[T]) -> T:
         raise DependencyError(f"the stage failed with {type(cause).__name__}") from error
     except (RayError, DeploymentUnavailableError) as error:
         raise DependencyError("the stage's replica is gone") from error
+    except (RecommendError, StopAsyncIteration, TimeoutError):
+        raise
+    except Exception as error:
+        # In throughput mode a callee's exception arrives as its own class, and gRPC adds errors of its own.
+        raise DependencyError(f"the stage failed with {type(error).__name__}") from error
 
 
 async def with_one_retry(call: Callable[[], Awaitable[T]]) -> T:

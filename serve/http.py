@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
+from models.ids import is_valid_id
 from serve.auth import Keys
 from serve.degradation import planned_level
 from serve.errors import ClientError, InvalidRequest, OverloadError, RecommendError, http_error
@@ -31,6 +33,7 @@ from serve.settings import ServeSettings
 log = logging.getLogger("raycommend.http")
 Schema = TypeVar("Schema", bound=BaseModel)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:~-]{1,128}\Z")
+_FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}\Z")
 _PROBLEM_TYPE = "about:blank"
 
 
@@ -130,7 +133,8 @@ class HttpEdge:
             return self._refusal(request_id, error)
         except Exception as error:
             # The message may hold what a caller sent; the type and place are enough to find the mistake.
-            log.exception("request %s failed with %s", request_id, type(error).__name__)
+            place = "".join(traceback.format_tb(error.__traceback__))
+            log.error("request %s failed with %s\n%s", request_id, type(error).__name__, place)
             return self._problem(request_id, 500, "Internal error", "the request id finds this in the log")
         finally:
             self._in_flight -= 1
@@ -166,7 +170,7 @@ class HttpEdge:
     async def _body(self, request: Request) -> bytes:
         limit = self._settings.max_body_bytes
         length = request.headers.get("content-length", "0")
-        if length.isdigit() and int(length) > limit:
+        if length.isdecimal() and (len(length) > 18 or int(length) > limit):
             raise BodyTooLarge(f"the body has more than {limit} bytes")
         body = bytearray()
         async for chunk in request.stream():
@@ -218,9 +222,14 @@ def _parse(schema: type[Schema], body: bytes) -> Schema:
 
 
 def _explain(error: ValidationError) -> str:
-    """Name every problem by field, without repeating what was sent."""
+    """Name every problem by field, without repeating what was sent: names of fields, never values."""
     found = error.errors(include_input=False, include_url=False, include_context=False)
-    return "; ".join(f"{'.'.join(str(p)[:64] for p in e['loc']) or 'body'}: {e['msg']}" for e in found[:20])
+    return "; ".join(f"{'.'.join(_named(p) for p in e['loc']) or 'body'}: {e['msg']}" for e in found[:20])
+
+
+def _named(part: str | int) -> str:
+    """Return a part of a field's place; a key that does not look like a field's name is not repeated."""
+    return str(part) if isinstance(part, int) or _FIELD.match(part) else "?"
 
 
 def _parse_events(body: bytes) -> tuple[list[EventIn], list[EventResult | None]]:
@@ -244,7 +253,7 @@ def _parse_events(body: bytes) -> tuple[list[EventIn], list[EventResult | None]]
             results.append(None)
         except ValidationError as error:
             event_id = one.get("event_id") if isinstance(one, dict) else None
-            known = event_id if isinstance(event_id, str) and len(event_id) <= 128 else None
+            known = event_id if isinstance(event_id, str) and is_valid_id(event_id) else None
             results.append(EventResult(event_id=known, status="invalid", reason=_explain(error)))
     return parsed, results
 

@@ -18,8 +18,9 @@ from models.candidates import Candidates
 from models.features import ANONYMOUS, UserFeatures
 from models.ids import hash64_array
 from models.retrieval.query import AttributeFilter, RetrievalQuery
-from serve.context import RequestContext
+from serve.context import RequestContext, StageCall
 from serve.degradation import DegradationLevel, DegradedReason
+from serve.errors import ContractViolation
 from serve.filters import AttributesFilter, Filter, HashFilter, apply_filters
 from serve.popular import popular_candidates
 from serve.ports import FeatureFetcher, QueryEncoder, Ranker, Retriever, Scores
@@ -169,14 +170,14 @@ class RecommendationPipeline:
         if ctx.planned >= DegradationLevel.no_ranker:
             ctx.degrade(DegradedReason.rank_skipped)
             return retrieval_order
-        scores = await run_stage(
-            ctx,
-            self._settings.rank.policy("rank"),
-            lambda call: self._ranker.score(call, query, candidates),
-            lambda: retrieval_order,
-            self._recorder,
-        )
-        return scores if len(scores.values) == len(candidates) else retrieval_order
+
+        async def score(call: StageCall) -> Scores:
+            scores = await self._ranker.score(call, query, candidates)
+            if len(scores.values) != len(candidates):
+                raise ContractViolation(f"{len(scores.values)} scores for {len(candidates)} candidates")
+            return scores
+
+        return await run_stage(ctx, self._settings.rank.policy("rank"), score, lambda: retrieval_order, self._recorder)
 
     def _select(
         self,

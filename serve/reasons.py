@@ -33,15 +33,14 @@ async def write_reasons(
     call = StageCall(ctx.tenant, ctx.release_id, budget_ms)
     task = ReasonTask(tuple(evidence), language, ctx.tenant, budget_ms, allow_llm)
     missing = set(range(len(evidence)))
+    # Some slack: the explainer itself answers with templates when its own clock runs out.
+    ends = asyncio.get_running_loop().time() + budget_ms / 1000.0 + 0.25
     try:
-        # Some slack: the explainer itself answers with templates when its own clock runs out.
-        async with asyncio.timeout(budget_ms / 1000.0 + 0.25):
-            stream = explainer.explain(call, task)
-            async with aclosing(stream) as reasons:  # type: ignore[type-var]
-                async for reason in reasons:
-                    if reason.slot in missing:
-                        missing.discard(reason.slot)
-                        yield reason
+        async with aclosing(explainer.explain(call, task)) as stream:  # type: ignore[type-var]
+            while (reason := await _next(stream, ends)) is not None:
+                if reason.slot in missing:
+                    missing.discard(reason.slot)
+                    yield reason
     except (ContractViolation, GeneratorExit, asyncio.CancelledError):
         raise
     except Exception as error:
@@ -49,6 +48,15 @@ async def write_reasons(
         ctx.degrade(DegradedReason.explainer_unavailable)
     for slot in sorted(missing):
         yield template_for(slot, evidence[slot], language)
+
+
+async def _next(stream: AsyncIterator[Reason], ends: float) -> Reason | None:
+    """Return the next reason or None at the end.
+
+    The clock covers the waiting only: around a `yield` it would cancel whoever reads the reasons slowly.
+    """
+    async with asyncio.timeout_at(ends):
+        return await anext(stream, None)
 
 
 def template_for(slot: int, evidence: Evidence, language: str) -> Reason:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from models.artifacts import ArtifactError, ArtifactStore
+from models.artifacts import ArtifactStore
 from models.bundle import ReleaseBundle, load_bundle
 from models.releases import Release
 from models.retrieval.settings import RetrievalSettings
@@ -71,11 +71,17 @@ class ReleaseHolder:
                 continue
             try:
                 bundle = await asyncio.get_running_loop().run_in_executor(None, self._load, tenant, text)
-            except (ArtifactError, ValueError) as error:
+            except OSError as error:
+                if strict:
+                    raise
+                log.warning("release of epoch %d could not be pulled, trying again: %s", epoch, error)
+                continue
+            except Exception as error:
+                # Whatever is wrong with a new release (native readers raise anything), the old one goes on serving.
                 if strict:
                     raise
                 # The epoch is remembered, so that the log says it once.
-                log.error("release of epoch %d refused: %s", epoch, error)
+                log.error("release of epoch %d refused: %s: %s", epoch, type(error).__name__, error)
                 self._refused[tenant] = epoch
                 continue
             self._hold(tenant, bundle, epoch)

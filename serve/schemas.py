@@ -15,7 +15,10 @@ from models.ids import ID_PATTERN
 Id = Annotated[str, Field(strict=True, min_length=1, max_length=128, pattern=ID_PATTERN)]
 AttributeName = Annotated[str, Field(strict=True, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_ -]{1,64}$")]
 AttributeValue = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
-Number = StrictInt | StrictFloat
+Number = Annotated[StrictInt, Field(ge=-(2**53), le=2**53)] | StrictFloat
+"""A number that a float64 holds; larger integers would overflow in the columns they are compared with."""
+EventValue = Annotated[StrictInt | StrictFloat, Field(ge=-1e12, le=1e12)]
+"""A rating, a price or a quantity; stored as float32."""
 
 MAX_K = 100
 MAX_CANDIDATES = 1000
@@ -80,7 +83,7 @@ class EventIn(_Closed):
     item_id: Id | None = None
     type: EventName
     timestamp_ms: StrictInt | None = Field(None, ge=0)
-    value: Number = 1.0
+    value: EventValue = 1.0
     decision_id: Id | None = None
     impression: str | None = Field(None, strict=True, max_length=256)
     query: str | None = Field(None, strict=True, min_length=1, max_length=512)

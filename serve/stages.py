@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +23,21 @@ from models.features import UserFeatures
 from models.retrieval.query import RetrievalQuery
 from models.store.port import EventStatus, OnlineStore, StoreError, StoreTimeout
 from serve.context import StageCall
-from serve.errors import ContractViolation, DeadlineExceeded, DependencyError
+from serve.errors import ContractViolation, DeadlineExceeded, DependencyError, RecommendError
 from serve.ports import ReasonTask, Scores
 
 BundleOf = Callable[[str, str], ReleaseBundle]
+
+
+async def _computed(executor: Executor, function: Callable[..., Any], *args: Any) -> Any:
+    """Run index or model code in the executor. Whatever it raises is a failed dependency, so that requests degrade."""
+    try:
+        return await asyncio.get_running_loop().run_in_executor(executor, function, *args)
+    except RecommendError:
+        raise
+    except Exception as error:
+        # Only the type is told: a message may hold what a user sent.
+        raise DependencyError(f"the stage failed with {type(error).__name__}") from error
 
 
 class StoreFeatureFetcher:
@@ -68,8 +80,8 @@ class EngineRetriever:
     async def retrieve(self, call: StageCall, query: RetrievalQuery) -> Candidates:
         """See `Retriever.retrieve`."""
         bundle = self._bundle_of(call.tenant, call.release_id)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, bundle.engine.retrieve, query)
+        found: Candidates = await _computed(self._executor, lambda: bundle.engine.retrieve(query))
+        return found
 
 
 class ModelRanker:
@@ -81,12 +93,15 @@ class ModelRanker:
 
     async def score(self, call: StageCall, query: RetrievalQuery, candidates: Candidates) -> Scores:
         """See `Ranker.score`. Raises ContractViolation when the model breaks the length contract."""
-        ranker = self._bundle_of(call.tenant, call.release_id).ranker
-        loop = asyncio.get_running_loop()
-        values = await loop.run_in_executor(self._executor, ranker.score, query, candidates)
-        if len(values) != len(candidates):
-            raise ContractViolation(f"ranker returned {len(values)} scores for {len(candidates)} candidates")
-        return Scores(values, ranker.score_kind)
+        bundle = self._bundle_of(call.tenant, call.release_id)
+
+        def score() -> Scores:
+            return Scores(bundle.ranker.score(query, candidates), bundle.ranker.score_kind)
+
+        scores: Scores = await _computed(self._executor, score)
+        if len(scores.values) != len(candidates):
+            raise ContractViolation(f"ranker returned {len(scores.values)} scores for {len(candidates)} candidates")
+        return scores
 
 
 class TextQueryEncoder:
@@ -98,8 +113,7 @@ class TextQueryEncoder:
 
     async def encode(self, call: StageCall, text: str) -> npt.NDArray[np.float32]:
         """See `QueryEncoder.encode`."""
-        loop = asyncio.get_running_loop()
-        vectors = await loop.run_in_executor(self._executor, self._encoder.encode, [clean_text(text)])
+        vectors = await _computed(self._executor, self._encoder.encode, [clean_text(text)])
         return np.asarray(vectors[0], dtype=np.float32)
 
 

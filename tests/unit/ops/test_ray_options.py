@@ -1,9 +1,8 @@
 """What Ray is started with, and that it is set in time and in private."""
 
-import os
+import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -63,9 +62,10 @@ def test_preparing_makes_a_private_token_that_stays_and_private_folders_that_are
         "assert all(os.environ[k] == v for k, v in environment(o).items());"
         "assert 'ray' not in sys.modules"
     )
-    # Not pytest's own folder, whose path is too long for a socket.
-    with tempfile.TemporaryDirectory(prefix="rc") as short:
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={**os.environ, "TMPDIR": short})
+    try:
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    finally:
+        shutil.rmtree(runtime_folder(tmp_path / "state"), ignore_errors=True)
 
 
 def test_a_runtime_folder_that_is_a_link_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ class SparseOpinion:
     """Scores for a few items; every other item has 0 and is never in `top`."""
 
     def __init__(self, rows: Rows, scores: Scores, items: int, *, damped: bool = False) -> None:
-        """`rows` may repeat: their scores add up; `damped` takes the root of the sums. `items` is the catalog's size."""
+        """`rows` may repeat: scores add up; `damped` takes the root of the sums. `items` is the catalog's size."""
         self._rows, inverse = np.unique(rows, return_inverse=True)
         self._scores = np.bincount(inverse, weights=scores, minlength=len(self._rows)).astype(np.float32)
         if damped:

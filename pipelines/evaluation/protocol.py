@@ -16,12 +16,16 @@ from models.features import UserFeatures
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One question: what does this user take at `now_ms`? `targets` are the item ids that count as right."""
+    """One question: what does this user take at `now_ms`?
+
+    `targets` are the item ids that count as right; with `repeats` items the user has taken may be returned.
+    """
 
     user_id: str
     user: UserFeatures
     now_ms: int
     targets: frozenset[str]
+    repeats: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,32 @@ def leave_last(log: EventLog, *, held_out: int = 3, tie_seed: int = 0) -> Split:
                 )
             )
     return Split(drop_last(log, held_out, tie_seed=tie_seed), cases)
+
+
+def split_by_time(log: EventLog, *, share: float = 0.9, repeats: bool = False, cold: bool = False) -> Split:
+    """Train before the moment that ends `share` of the time span; predict each user's next basket after it.
+
+    A basket is what a user took at one time stamp. `cold` asks the users without any event before that moment
+    instead of those with some. Without `repeats`, items taken before are no targets, and users left without a
+    target are not asked.
+    """
+    log = ring_events(log)
+    if not len(log):
+        return Split(log, [])
+    first, last = int(log.timestamps_ms.min()), int(log.timestamps_ms.max())
+    moment = first + int(share * (last - first))
+    cases = []
+    for history in histories(log):
+        position = int(np.searchsorted(history.timestamps_ms, moment))
+        if position == len(history) or (position == 0) != cold:
+            continue
+        now = int(history.timestamps_ms[position])
+        basket = history.item_ids[position : int(np.searchsorted(history.timestamps_ms, now, side="right"))]
+        before = set() if repeats else set(history.item_ids[:position])
+        targets = frozenset(str(i) for i in basket if i not in before)
+        if targets:
+            cases.append(Case(history.user_id, history.before(position), now, targets, repeats))
+    return Split(log.take(log.timestamps_ms < moment), cases)
 
 
 def validation_log(log: EventLog, *, held_out: int = 3, tie_seed: int = 0) -> EventLog:

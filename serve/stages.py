@@ -16,7 +16,7 @@ import numpy.typing as npt
 from models.bundle import ReleaseBundle
 from models.candidates import Candidates
 from models.encoder import Encoder
-from models.events import Event
+from models.events import Event, session_owner
 from models.explain.clean import clean_text
 from models.explain.explainer import Reason, ReasonWriter
 from models.features import UserFeatures
@@ -49,7 +49,8 @@ class StoreFeatureFetcher:
     async def fetch(self, call: StageCall, user_id: str | None, session_id: str | None) -> UserFeatures:
         """See `FeatureFetcher.fetch`."""
         try:
-            return await self._store.fetch(call.tenant, user_id, session_id, timeout_s=call.remaining_ms / 1000.0)
+            session = None if session_id is None else session_owner(session_id)
+            return await self._store.fetch(call.tenant, user_id, session, timeout_s=call.remaining_ms / 1000.0)
         except StoreTimeout as error:
             raise DeadlineExceeded("the store did not answer in time") from error
         except StoreError as error:

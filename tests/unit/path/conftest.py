@@ -1,0 +1,170 @@
+"""The ingress without Ray: the real edge, services and store in process, behind real routes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request, Response
+
+from models.retrieval.settings import RetrievalSettings
+from models.store.memory import MemoryStore
+from models.store.port import StoreError
+from serve.auth import Keys
+from serve.fakes import FakeExplainer, FakeQueryEncoder, FakeRanker, FakeRetriever, SilentMetrics
+from serve.http import HttpEdge
+from serve.ingest import EventService
+from serve.pipeline import RecommendationPipeline
+from serve.recommend import RecommendService
+from serve.records import ServedRecords
+from serve.releases import ReleaseHolder
+from serve.settings import ServeSettings
+from serve.signing import Signer
+from serve.stages import StoreEventSink, StoreFeatureFetcher
+
+
+class Edge:
+    """One ingress replica in this process, and a client of it."""
+
+    def __init__(self, tiny: Any, folder: Path, settings: ServeSettings, keys: str = "") -> None:
+        self.tiny, self.settings, self.folder = tiny, settings, folder
+        self.store = MemoryStore(durability="fsync")
+        self.store_error: StoreError | None = None
+        self.keys = Keys.parse(keys)
+        self.metrics = SilentMetrics()
+        self.signer = Signer(b"0123456789abcdef")
+        self.explainer = FakeExplainer()
+        self.retriever = FakeRetriever(self._bundle)
+        self.ranker = FakeRanker()
+        self.encoder = FakeQueryEncoder()
+        self.fetcher: Any = StoreFeatureFetcher(self)
+        self.sink: Any = StoreEventSink(self)
+        self.pool = ThreadPoolExecutor(1)
+        self.records = ServedRecords(folder / "records", dropped=self.metrics.record_dropped)
+
+    def _bundle(self, tenant: str, release_id: str) -> Any:
+        return self.releases.bundle(tenant, release_id)
+
+    # The edge's store is this object, so that a test can take the store away.
+    async def fetch(self, *args: Any, **named: Any) -> Any:
+        self._away()
+        return await self.store.fetch(*args, **named)
+
+    async def append(self, *args: Any, **named: Any) -> Any:
+        self._away()
+        return await self.store.append(*args, **named)
+
+    def _away(self) -> None:
+        if self.store_error is not None:
+            raise self.store_error
+
+    async def start(self) -> Edge:
+        for tenant in self.keys.tenants:
+            await self.store.move_release(tenant, self.tiny.release.to_json(), expected_epoch=0)
+        self.releases = ReleaseHolder(
+            self.store,
+            lambda _: self.tiny.artifacts,
+            tenants=self.keys.tenants,
+            settings=RetrievalSettings(),
+            warm=lambda _: None,
+        )
+        assert await self.releases.refresh(strict=True)
+        pipeline = RecommendationPipeline(
+            fetcher=self.fetcher,
+            encoder=self.encoder,
+            retriever=self.retriever,
+            ranker=self.ranker,
+            bundle_of=self._bundle,
+            settings=self.settings.pipeline,
+            recorder=self.metrics,
+        )
+        self.edge = HttpEdge(
+            keys=self.keys,
+            settings=self.settings,
+            recommend=RecommendService(
+                pipeline=pipeline,
+                explainer=self.explainer,
+                releases=self.releases,
+                signer=self.signer,
+                records=self.records,
+                metrics=self.metrics,
+                settings=self.settings,
+                executor=self.pool,
+            ),
+            events=EventService(self.sink, self.signer, self.metrics, self.settings),
+            ready=self._ready,
+            metrics=self.metrics,
+        )
+        # What the edge does not catch reaches the test as an exception.
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(self._app()), base_url="http://edge")
+        return self
+
+    def _app(self) -> FastAPI:
+        app, edge = FastAPI(), self.edge
+
+        @app.post("/v1/recommend")
+        async def recommend(request: Request) -> Response:
+            return await edge.recommend(request)
+
+        @app.post("/v1/events")
+        async def events(request: Request) -> Response:
+            return await edge.events(request)
+
+        @app.get("/readyz")
+        async def readyz(request: Request) -> Response:
+            return await edge.readyz(request)
+
+        return app
+
+    async def _ready(self) -> dict[str, Any]:
+        return {"ready": self.store_error is None, "store": "ok" if self.store_error is None else "unavailable"}
+
+    async def recommend(self, body: Any = None, **headers: str) -> httpx.Response:
+        return await self.post("/v1/recommend", {} if body is None else body, **headers)
+
+    async def events(self, body: Any, **headers: str) -> httpx.Response:
+        return await self.post("/v1/events", body, **headers)
+
+    async def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        given = {"content-type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}
+        return await self.http.post(path, content=content, headers=given)
+
+    async def stream(self, body: Any) -> list[tuple[str, dict[str, Any]]]:
+        response = await self.recommend(body, accept="text/event-stream")
+        assert response.status_code == 200, response.text
+        assert response.headers["content-type"].startswith("text/event-stream")
+        frames = [f.split("\n") for f in response.text.strip().split("\n\n")]
+        return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in frames]
+
+    async def close(self) -> None:
+        await self.http.aclose()
+        await self.records.stop()
+        await self.releases.stop()
+        self.pool.shutdown()
+
+
+@pytest.fixture
+async def make_edge(tiny, tmp_path) -> AsyncIterator[Any]:
+    made: list[Edge] = []
+
+    async def make(*, keys: str = "", release: Any = tiny, prepare: Any = None, **settings: Any) -> Edge:
+        edge = Edge(release, tmp_path, ServeSettings(**settings), keys)
+        if prepare is not None:
+            prepare(edge)
+        made.append(await edge.start())
+        return edge
+
+    yield make
+    for edge in made:
+        await edge.close()
+
+
+@pytest.fixture
+async def edge(make_edge) -> Edge:
+    return await make_edge()

@@ -70,6 +70,7 @@ def fit_als(
 ) -> AlsModel:
     """Fit item factors; deterministic for the same interactions on one machine."""
     from implicit.cpu.als import AlternatingLeastSquares
+    from scipy.sparse import csr_matrix
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     model = AlternatingLeastSquares(
@@ -77,6 +78,6 @@ def fit_als(
     )
     # implicit parallelises over users itself; BLAS threads inside its threads only stand in each other's way.
     with threadpool_limits(limits=1, user_api="blas"):
-        model.fit(user_item_matrix(interactions), show_progress=False)
+        model.fit(csr_matrix(user_item_matrix(interactions)), show_progress=False)
     factors = np.ascontiguousarray(model.item_factors, np.float32)
     return AlsModel(factors, FlatIndex(factors), alpha=alpha, ridge=ridge)

@@ -10,7 +10,7 @@ import unicodedata
 from functools import lru_cache
 
 TITLE_CHARS = 80
-"""Longest title that is quoted; longer ones are cut at a word and end in an ellipsis."""
+"""Longest title that is quoted; longer ones are cut at a word and end in three dots."""
 
 LABEL_CHARS = 40
 
@@ -98,6 +98,7 @@ def _visible(text: str) -> str:
 def _cut(text: str, limit: int) -> str:
     if len(text) <= limit:
         return text
-    head = text[: limit - 1]
+    head = text[: limit - 3]
     at = head.rfind(" ")
-    return (head[:at] if at > limit // 2 else head).rstrip(" ,;:-–—") + "…"
+    # Three dots, not an ellipsis: NFKC would turn it into three, and a cleaned text must stay as it is.
+    return (head[:at] if at > limit // 2 else head).rstrip(" ,.;:-–—") + "..."

@@ -25,7 +25,7 @@ FRAMES: dict[str, tuple[str, ...]] = {
         "{item} [shares|keeps|carries on|recalls] the {shared} [mood|feel|flavour|spirit|side|tone] of {liked}[|, which you {verb}][|, so give it a try].",
         "[In the mood for|Up for|Looking for|Ready for] [another|one more] {shared} [pick|choice|title|option|suggestion] after {liked}? [Try {item}|Consider {item}|Give {item} a try|Take a look at {item}].",
         "Like {liked}, {item} [offers|brings|delivers] [plenty of|a good dose of|its share of] {shared} [appeal|flavour|moments][|, so it may suit you].",
-        "A [good|natural|fitting|promising] [follow-up|next pick|next step] [to|after] {liked} [could|may|might] be {item}, with [the same|a similar] {shared} [feel|mood|flavour|spirit|tone|side].",
+        "A [good|natural|fitting|promising] [follow-up|next pick|next step] after {liked} [could|may|might] be {item}, with [the same|a similar] {shared} [feel|mood|flavour|spirit|tone|side].",
         "For someone who {verb} {liked}, {item} is [a natural|an easy|a promising|a fitting] {shared} [pick|choice|next step].",
         "{item} [goes|fits|sits] well [beside|alongside|with] {liked}, [thanks to|because of|given] its {shared} [side|streak|feel|mood|flavour|spirit].",
         "The {shared} [mood|side|feel|spirit|flavour|tone] of {liked} [returns|comes back|lives on] in {item}[|, so have a look|, so give it a try|, which may suit you].",

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.explain.checker import check_reason
 from models.explain.clean import clean_text, is_quotable, quotable_text
+from models.explain.evidence import Evidence
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,7 @@ def test_special_tokens_are_broken_also_when_nested_or_full_width() -> None:
 
 def test_a_long_title_is_cut_at_a_word() -> None:
     cut = clean_text("word " * 100)
-    assert len(cut) <= 80 and cut.endswith("word…")
+    assert len(cut) <= 80 and cut.endswith("word...")
 
 
 def test_stacked_combining_marks_are_cut() -> None:
@@ -58,7 +60,15 @@ def test_stacked_combining_marks_are_cut() -> None:
 
 
 def test_titles_without_letters_or_digits_cannot_be_quoted() -> None:
-    assert not is_quotable("…") and not is_quotable("") and not is_quotable('"""')
+    assert not is_quotable("...") and not is_quotable("") and not is_quotable('"""')
+
+
+def test_a_cut_title_may_be_said_and_passes_the_checker() -> None:
+    evidence = Evidence(
+        quotable_text("Professional Cordless Hammer Drill with Two Batteries, Charger and Very Long Name")
+    )
+    assert evidence.item.endswith("...")
+    assert check_reason(f"Take a look at {evidence.item}", evidence) == "ok"
 
 
 @given(st.text(max_size=300))

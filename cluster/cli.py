@@ -178,10 +178,12 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure recommendation quality through the real pipeline, beside baselines computed in the same run."""
-    from cluster.evaluate import run_evaluation
+    from loadtests.bench.harness import run_bench
 
     with _operating(env, set_) as settings:
-        run_evaluation(settings, dataset=dataset, seeds=seeds, ablate=ablate, as_json=json)
+        options = {"dataset": dataset, "seeds": seeds, "ablate": ablate}
+        tree = settings.model_dump(mode="json")
+        raise typer.Exit(run_bench("quality", state=settings.state, json=json, options=options, settings=tree))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

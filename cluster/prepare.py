@@ -58,6 +58,7 @@ def build(settings: Settings, *, dataset: str | None = None) -> BuildReport:
         builder = Builder(
             workspace.artifacts(),
             settings=settings.pipelines,
+            retrieval=settings.models.retrieval,
             encoder=lambda: workspace.encoder(threads=os.cpu_count() or 1),
             encoder_uri=settings.models.encoder.uri,
             progress=progress,

@@ -101,6 +101,26 @@ class ReleaseBundle:
         return load_ranker(self.folders["ranker"], self.catalog, self.embeddings, self.statistics)
 
 
+def bundle_in_memory(
+    catalog: ItemCatalog,
+    embeddings: npt.NDArray[np.float32],
+    behaviour: Behaviour,
+    statistics: Statistics,
+    *,
+    settings: RetrievalSettings,
+    ranker: CrossEncoder | None = None,
+) -> ReleaseBundle:
+    """Return a bundle of parts that were just fitted and never written: what evaluation serves from."""
+    from models.index import FlatIndex
+    from models.retrieval.engine import RetrievalEngine
+
+    bundle = ReleaseBundle(Release({}), {}, catalog, embeddings, settings)
+    engine = RetrievalEngine(catalog, embeddings, FlatIndex(embeddings), behaviour, statistics, settings=settings)
+    # A cached property reads the instance's dictionary first, so this is where the parts belong.
+    bundle.__dict__.update(behaviour=behaviour, statistics=statistics, engine=engine, ranker=ranker or RetrievalOrder())
+    return bundle
+
+
 def load_bundle(store: ArtifactStore, release: Release, *, settings: RetrievalSettings) -> ReleaseBundle:
     """Pull, verify and map every artifact of `release`. Raises ArtifactError naming the artifact and file."""
     artifacts: dict[str, Artifact] = {kind: store.get(ref) for kind, ref in release.artifacts.items()}

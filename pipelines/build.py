@@ -24,6 +24,7 @@ from models.catalog import CATALOG_FILE, ItemCatalog, write_catalog
 from models.encoder import Encoder
 from models.progress import Progress, silent
 from models.releases import Release, new_release
+from models.retrieval.settings import RetrievalSettings
 from pipelines.dataset import Dataset
 from pipelines.settings import PipelinesSettings
 
@@ -60,14 +61,16 @@ class Builder:
         artifacts: ArtifactStore,
         *,
         settings: PipelinesSettings,
+        retrieval: RetrievalSettings,
         encoder: Callable[[], Encoder],
         encoder_uri: str,
         progress: Progress = silent,
         on_step: Callable[[StepReport], None] = lambda _: None,
     ) -> None:
-        """`encoder` is called only when there is something to embed."""
+        """`encoder` is called only when there is something to embed; `retrieval` is what serving will use."""
         self._artifacts = artifacts
         self._settings = settings
+        self._retrieval = retrieval
         self._encoder = encoder
         self._encoder_uri = encoder_uri
         self._progress = progress
@@ -109,6 +112,8 @@ class Builder:
                 **events,
                 "embeddings": embedding_step.ref,
                 "behaviour": self._settings.behaviour.model_dump(),
+                "retrieval": self._retrieval.model_dump(),
+                "half_life_days": self._settings.popularity_half_life_days,
                 "training": self._settings.training.model_dump(),
                 "seed": self._settings.seed,
             }
@@ -183,9 +188,11 @@ class Builder:
             np.asarray(embeddings),
             to,
             settings=self._settings.training,
+            retrieval=self._retrieval,
             behaviour=self._settings.behaviour,
+            half_life_days=self._settings.popularity_half_life_days,
             seed=self._settings.seed,
-            progress=self._progress,
+            progress=lambda step, share: self._progress(step, round(share * 100), 100),
         )
         return {"metrics": metrics, **_window(dataset)}
 

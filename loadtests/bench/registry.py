@@ -37,6 +37,7 @@ def _table(*benches: Bench) -> dict[str, Bench]:
 
 BENCHES = _table(
     Bench("client", "loadtests.bench.client:bench", "the load client's own ceiling, beside wrk where it is installed"),
+    Bench("quality", "loadtests.bench.quality:bench", "recommendation quality beside baselines, by the protocol"),
     Bench(
         "http", "loadtests.bench.http:bench", "a running cluster: highest rate within the objective, latency by stage"
     ),

@@ -47,6 +47,10 @@ class Report:
         """Return the paired NDCG advantage of one method over another. Raises KeyError on an unknown name."""
         return paired(self._ndcg[ours], self._ndcg[theirs])
 
+    def per_user(self, name: str) -> npt.NDArray[np.float64]:
+        """Return one method's NDCG per user, means over seeds, users in a fixed order."""
+        return self._ndcg[name]
+
     def best_of(self, names: Sequence[str]) -> str:
         """Return the name with the highest NDCG."""
         return max(names, key=lambda n: self.methods[n].metrics["ndcg"].mean)

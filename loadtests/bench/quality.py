@@ -1,0 +1,77 @@
+"""Benchmark `quality`: recommendation quality through the real pipeline, beside baselines of the same run.
+
+Raw samples are each method's NDCG per user, so that `bench verify` recomputes means, intervals and advantages.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.config import Settings
+from cluster.evaluate import BEST_BASELINE, FUSED, MERGED, evaluate_dataset
+from loadtests import stats
+from loadtests.bench.harness import BenchContext
+from loadtests.bench.measures import measure
+from loadtests.bench.targets import Aim
+from loadtests.stats import Estimate
+from pipelines.evaluation.evaluate import Report
+
+
+class Options(BaseModel):
+    """Options of the benchmark."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dataset: str = "ml-100k"
+    """`ml-100k`, or the name of an imported data set."""
+    seeds: int = Field(5, ge=1, le=5)
+    """Seeds of the tie-breaking shuffle; figures are means over them."""
+    ablate: bool = False
+    """Also every retrieval source alone."""
+
+
+@measure
+def advantage(path: Path, *, bound: str = "mean") -> Estimate:
+    """Mean of per-user differences, or with `bound="low"` the lower end of its 95 % interval."""
+    found = stats.mean(np.load(path, allow_pickle=False))
+    if bound != "low":
+        return found
+    return Estimate(value=found.ci95[0], n=found.n, ci95=found.ci95) if found.ci95 else found
+
+
+def bench(context: BenchContext) -> None:
+    """Evaluate and state the targets."""
+    options = context.options(Options)
+    settings = Settings.model_validate(dict(context.settings))
+    report = evaluate_dataset(settings, options.dataset, seeds=options.seeds, ablate=options.ablate, tell=context.tell)
+    _show(context, report)
+    files = {name: context.save_array(_label(name), report.per_user(name)) for name in report.methods}
+    context.target("merged_ndcg10", "array_mean", files[MERGED], aim=Aim(at_least=0.130))
+    context.target("fused_ndcg10", "array_mean", files[FUSED], aim=Aim(at_least=0.138))
+    for target, ours, theirs in (
+        ("merged_vs_best_lower", MERGED, BEST_BASELINE),
+        ("fused_vs_merged_lower", FUSED, MERGED),
+    ):
+        difference = report.per_user(ours) - report.per_user(theirs)
+        file = context.save_array(target, difference)
+        context.target(target, "advantage", file, bound="low", aim=Aim(at_least=0.0))
+    ratio = report.methods[MERGED].coverage / max(report.methods["popularity"].coverage, 1e-9)
+    context.target("coverage_ratio", "array_mean", context.save_array("coverage_ratio", [ratio]), aim=Aim(at_least=5.0))
+
+
+def _show(context: BenchContext, report: Report) -> None:
+    context.tell(
+        f"{report.users} users, {report.cases} cases a seed, {len(report.seeds)} seeds, means [95 % over users]"
+    )
+    for name, method in report.methods.items():
+        figures = "  ".join(
+            f"{metric} {value.mean:.4f} [{value.low:.4f}, {value.high:.4f}]" for metric, value in method.metrics.items()
+        )
+        context.tell(f"{name:<22} {figures}  coverage {method.coverage:.3f}  novelty {method.novelty:.2f}")
+
+
+def _label(name: str) -> str:
+    return "ndcg-" + "".join(c if c.isalnum() else "-" for c in name).lower()

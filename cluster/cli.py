@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from cluster.config import Settings, load_settings
 from cluster.console import answer_table, result, say, stderr, stdout, timings
@@ -233,7 +234,7 @@ def _operating(env: str, overrides: list[str] | None) -> Iterator[Settings]:
     try:
         yield load_settings(env, overrides or [])
     except OperatorError as error:
-        stderr.print(f"[red]error:[/red] {error}", markup=True)
+        stderr.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         stderr.print("stopped")

@@ -6,6 +6,7 @@ with every problem named at once. Secrets are not part of the tree: they come fr
 
 from __future__ import annotations
 
+import copy
 import difflib
 import ipaddress
 import os
@@ -128,14 +129,17 @@ def load_settings(
 ) -> Settings:
     """Read the tree. `env` is a name in `cluster/envs` or a path of a YAML file. Raises SettingsInvalid."""
     tree = _read_env(env)
+    problems: list[str] = []
     for override in overrides:
-        _apply(tree, override)
-    try:
-        settings = Settings.model_validate(tree)
-    except ValidationError as error:
-        raise SettingsInvalid(_listed(env, [_sentence(e) for e in error.errors()])) from error
-    problems = contradictions(settings, environ=environ)
-    if problems:
+        try:
+            _apply(tree, override)
+        except SettingsInvalid as error:
+            problems.append(str(error))
+    settings, wrong = _validated(tree)
+    problems += wrong
+    if settings is not None:
+        problems += contradictions(settings, environ=environ)
+    if problems or settings is None:
         raise SettingsInvalid(_listed(env, problems))
     # Made absolute here and now: `up` changes its working directory before Ray starts.
     state = str(Path(settings.cluster.state).expanduser().resolve())
@@ -260,6 +264,28 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise SettingsInvalid(f"--set {name}: {key} is a value, not a section")
         tree = inner
     tree[keys[-1]] = value
+
+
+def _validated(tree: dict[str, Any]) -> tuple[Settings | None, list[str]]:
+    """Return the settings and what is wrong with single values; those count as unset, so that the rest is checked."""
+    try:
+        return Settings.model_validate(tree), []
+    except ValidationError as error:
+        found = error.errors()
+    rest = copy.deepcopy(tree)
+    for one in found:
+        _drop(rest, one["loc"])
+    try:
+        return Settings.model_validate(rest), [_sentence(e) for e in found]
+    except ValidationError:
+        return None, [_sentence(e) for e in found]
+
+
+def _drop(tree: Any, path: Sequence[Any]) -> None:
+    for key in path[:-1]:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    if isinstance(tree, dict):
+        tree.pop(path[-1], None)
 
 
 def _sentence(error: Any) -> str:

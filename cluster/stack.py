@@ -25,7 +25,7 @@ from cluster.ray_options import RayOptions, ports_of
 from cluster.valkey import start_valkey
 from cluster.workspace import Workspace
 from models.releases import Release
-from models.store.port import StoreError
+from models.store.port import OnlineStore, StoreError
 from serve.auth import DEFAULT_TENANT
 from serve.deployments.replica import STORE_URL
 
@@ -122,7 +122,6 @@ class Stack:
 
     def _materialise(self, release: Release) -> None:
         """Write the users' imported history into the store, once per data set and store."""
-        from models.store.redis_store import RedisStore
         from pipelines.materialise import materialise
 
         marker = self._settings.state / f"materialised-{self._settings.cluster.store.mode}"
@@ -132,9 +131,7 @@ class Stack:
         dataset = self._workspace.dataset(str(release.notes["dataset"]))
 
         async def run() -> int:
-            store = RedisStore(
-                os.environ[STORE_URL], cluster=self._settings.cluster.store.cluster, write_timeout_s=10.0
-            )
+            store = _patient_store(self._settings)
             try:
                 return await materialise(store, dataset.events, name=dataset.name, progress=progress)
             finally:
@@ -171,9 +168,8 @@ class Stack:
             ray_serve.run(app, name=APP_NAME, route_prefix=self._settings.serve.route_prefix, blocking=False)
         except RuntimeError as error:
             logs = log_folder(self._settings)
-            raise OperatorError(
-                f"the deployments did not start: {error}\nThe reason is in {logs}/controller_*.log"
-            ) from error
+            why = "\n".join(_failures(APP_NAME)) or f"  - {error}"
+            raise OperatorError(f"these deployments did not start:\n{why}\nMore is in {logs}") from error
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + self._settings.cluster.start_timeout_s
@@ -218,10 +214,9 @@ def publish(settings: Settings, release: Release, *, tenant: str = DEFAULT_TENAN
 
     Raises OperatorError when the store is away or other publishers keep winning.
     """
-    from models.store.redis_store import RedisStore
 
     async def move() -> int:
-        store = RedisStore(os.environ[STORE_URL], cluster=settings.cluster.store.cluster)
+        store = _patient_store(settings)
         try:
             for _ in range(tries):
                 text, epoch = await store.read_release(tenant)
@@ -236,6 +231,26 @@ def publish(settings: Settings, release: Release, *, tenant: str = DEFAULT_TENAN
             await store.close()
 
     return asyncio.run(move())
+
+
+def _failures(app: str) -> list[str]:
+    """Return one line per deployment that is not healthy: its name and the last line of what went wrong."""
+    from ray import serve as ray_serve
+
+    found = []
+    for name, deployment in ray_serve.status().applications[app].deployments.items():
+        lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
+        if deployment.status not in ("HEALTHY", "UPDATING") and lines:
+            found.append(f"  - {name}: {lines[-1]}")
+    return found
+
+
+def _patient_store(settings: Settings) -> OnlineStore:
+    """Open the store for work that is not a request: a busy machine may take its time."""
+    from models.store.redis_store import RedisStore
+
+    url, cluster = os.environ[STORE_URL], settings.cluster.store.cluster
+    return RedisStore(url, cluster=cluster, write_timeout_s=10.0, connect_timeout_s=5.0)
 
 
 def running(settings: Settings) -> bool:

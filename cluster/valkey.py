@@ -22,7 +22,7 @@ import psutil
 
 Role = Literal["store", "cache"]
 HOST = "127.0.0.1"
-_READY_S = 20.0
+_READY_S = 60.0  # reading a large append-only file takes a while
 
 
 class ValkeyStartError(RuntimeError):
@@ -224,7 +224,8 @@ def _wait_until_ready(server: ValkeyServer, child: subprocess.Popen[bytes]) -> N
                 raise ValkeyStartError(f"the server ended with code {child.returncode}: {_last_line(server.folder)}")
             try:
                 # Another server may have won the port: only our own pid counts.
-                if client.info("server")["process_id"] == server.pid:
+                # INFO answers while the append-only file is still being read; PING then says so.
+                if client.info("server")["process_id"] == server.pid and client.ping():
                     return
             except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError):
                 pass

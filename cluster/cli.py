@@ -18,6 +18,12 @@ from rich.markup import escape
 from cluster.config import Settings, load_settings
 from cluster.console import answer_table, result, say, stderr, stdout, timings
 from cluster.errors import OperatorError
+from models.artifacts import ArtifactError
+from models.hub import HubError
+from pipelines.dataset import DatasetError
+
+_FIXABLE = (OperatorError, ArtifactError, DatasetError, HubError)
+"""Errors whose message names the fix."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Real-time recommendations with reasons, on Ray.")
 
@@ -233,7 +239,7 @@ def _operating(env: str, overrides: list[str] | None) -> Iterator[Settings]:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield load_settings(env, overrides or [])
-    except OperatorError as error:
+    except _FIXABLE as error:
         stderr.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:

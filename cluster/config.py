@@ -6,7 +6,6 @@ with every problem named at once. Secrets are not part of the tree: they come fr
 
 from __future__ import annotations
 
-import copy
 import difflib
 import ipaddress
 import os
@@ -268,24 +267,37 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _validated(tree: dict[str, Any]) -> tuple[Settings | None, list[str]]:
     """Return the settings and what is wrong with single values; those count as unset, so that the rest is checked."""
+    # Merged field by field: a section keeps the defaults that its parent gives it when one of its fields is set.
+    merged = _merged(Settings().model_dump(), tree)
     try:
-        return Settings.model_validate(tree), []
+        return Settings.model_validate(merged), []
     except ValidationError as error:
         found = error.errors()
-    rest = copy.deepcopy(tree)
     for one in found:
-        _drop(rest, one["loc"])
+        _unset(merged, one["loc"])
     try:
-        return Settings.model_validate(rest), [_sentence(e) for e in found]
+        return Settings.model_validate(merged), [_sentence(e) for e in found]
     except ValidationError:
         return None, [_sentence(e) for e in found]
 
 
-def _drop(tree: Any, path: Sequence[Any]) -> None:
+def _merged(base: Any, over: Any) -> Any:
+    if not isinstance(base, dict) or (over is not None and not isinstance(over, dict)):
+        return over
+    rest = {} if over is None else over
+    return {**base, **{k: _merged(base[k], v) if k in base else v for k, v in rest.items()}}
+
+
+def _unset(tree: Any, path: Sequence[Any]) -> None:
+    """Put the default back, or remove what has none."""
+    default: Any = Settings().model_dump()
     for key in path[:-1]:
         tree = tree.get(key) if isinstance(tree, dict) else None
+        default = default.get(key) if isinstance(default, dict) else None
     if isinstance(tree, dict):
         tree.pop(path[-1], None)
+        if isinstance(default, dict) and path[-1] in default:
+            tree[path[-1]] = default[path[-1]]
 
 
 def _sentence(error: Any) -> str:

@@ -109,6 +109,11 @@ class ArtifactStore:
             _verify(ref, path, body["files"])
         return Artifact(ref, path, body["meta"])
 
+    def discard(self, ref: str) -> None:
+        """Remove an artifact and this node's copy. For damaged ones only: releases that name it cannot be loaded."""
+        self._fs.rm(f"{self._root}/{ref}", recursive=True)
+        shutil.rmtree(self._cache / ref, ignore_errors=True)
+
     def meta(self, ref: str) -> Mapping[str, Any]:
         """Return what the maker recorded, without verifying the files. Raises ArtifactError when it is missing."""
         return self._manifest(ref)["meta"]  # type: ignore[no-any-return]

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from models.artifacts import Artifact, ArtifactStore
+from models.artifacts import Artifact, ArtifactError, ArtifactStore
 from models.bundle import EMBEDDINGS_FILE
 from models.catalog import CATALOG_FILE, ItemCatalog, write_catalog
 from models.encoder import Encoder
@@ -144,14 +144,14 @@ class Builder:
         return artifact
 
     def _find(self, kind: str, key: str) -> Artifact | None:
-        return next(
-            (
-                self._artifacts.get(ref)
-                for ref in self._artifacts.list(kind)
-                if self._artifacts.meta(ref).get("inputs_key") == key
-            ),
-            None,
-        )
+        for ref in self._artifacts.list(kind):
+            try:
+                if self._artifacts.meta(ref).get("inputs_key") == key:
+                    return self._artifacts.get(ref)
+            except ArtifactError:
+                # Damaged at its origin: no node can load it, so it is taken away and made anew from the same inputs.
+                self._artifacts.discard(ref)
+        return None
 
     def _embed(self, catalog: ItemCatalog, to: Path) -> Mapping[str, Any]:
         encoder = self._encoder()

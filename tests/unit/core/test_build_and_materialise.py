@@ -122,6 +122,16 @@ def test_artifacts_of_older_code_are_made_anew(bench, dataset, monkeypatch) -> N
     assert made(bench.build(dataset)) == ["behaviour"]
 
 
+@pytest.mark.parametrize("file", ["embeddings.npy", "manifest.json"])
+def test_a_damaged_artifact_is_made_anew(bench, dataset, file: str) -> None:
+    first = bench.build(dataset).release
+    damaged = bench.artifacts.get(first.artifacts["embeddings"]).path / file
+    damaged.write_bytes(damaged.read_bytes()[:-3])
+    again = bench.build(dataset)
+    assert made(again) == ["embeddings"] and again.release.release_id == first.release_id
+    load_bundle(bench.artifacts, again.release, settings=RetrievalSettings())
+
+
 def test_a_build_reports_its_progress_to_the_last_item(bench, dataset) -> None:
     seen = []
     bench.build(dataset, progress=lambda step, done, total: seen.append((step, done, total)))

@@ -20,7 +20,7 @@ from models.catalog import ItemCatalog
 from models.rankers.calibration import PlattScaling
 from models.rankers.fusion import FEATURE_NAMES, FusionFeatures
 from models.rankers.history import History, recent_history
-from models.rankers.inputs import history_columns, id_slots, label_slots
+from models.rankers.inputs import history_columns, id_slots, label_slots, number_inputs
 from models.rankers.network import (
     HistoryTensors,
     NetworkShape,
@@ -51,6 +51,7 @@ class CompressedModel:
     shape: NetworkShape
     parameters: Parameters
     labels: Sequence[str]
+    numbers: Sequence[str]
     known_ids: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     calibration: PlattScaling | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
@@ -68,6 +69,7 @@ class CompressedModel:
             "shape": self.shape.to_dict(),
             "features": list(FEATURE_NAMES),
             "labels": list(self.labels),
+            "numbers": list(self.numbers),
             "calibration": asdict(self.calibration) if self.calibration else None,
             "notes": dict(self.notes),
         }
@@ -91,7 +93,7 @@ class CompressedModel:
             if name not in tensors or tensors[name].shape != fresh.shape:
                 raise RankerError(f"{WEIGHTS_FILE}: tensor {name} is missing or has another shape than {CONFIG_FILE}")
         calibration = PlattScaling(**body["calibration"]) if body["calibration"] else None
-        return cls(shape, tensors, body["labels"], known, calibration, body["notes"])
+        return cls(shape, tensors, body["labels"], body["numbers"], known, calibration, body["notes"])
 
 
 class CompressedRanker:
@@ -119,7 +121,7 @@ class CompressedRanker:
         self._features = FusionFeatures(catalog, embeddings, statistics)
         self._parameters = {n: t.to(self._device) for n, t in model.parameters.items()}
         with torch.inference_mode():
-            self._tokens = self._all_tokens(embeddings)
+            self._tokens = self._all_tokens(embeddings, statistics)
         self.score_kind = "probability" if model.calibration else "rank_only"
 
     @classmethod
@@ -163,13 +165,14 @@ class CompressedRanker:
                 logits = logits + head_logits(self._parameters, torch.from_numpy(features).to(self._device))
             return logits.float().cpu().numpy()
 
-    def _all_tokens(self, embeddings: Floats, *, block: int = 65_536) -> Any:
+    def _all_tokens(self, embeddings: Floats, statistics: ItemStatistics, *, block: int = 65_536) -> Any:
         import torch
 
         labels = label_slots(self._catalog, self._model.labels)
+        numbers = number_inputs(self._catalog, statistics, self._model.numbers)
         ids = id_slots(self._catalog, self._model.known_ids)
         tokens = [torch.zeros(1, self._model.shape.dim, device=self._device)]
         for at in range(0, len(embeddings), block):
-            part = (np.array(embeddings[at : at + block], np.float32), labels[at : at + block], ids[at : at + block])
-            tokens.append(item_tokens(self._parameters, *(torch.from_numpy(a).to(self._device) for a in part)))
+            block_of = (np.array(c[at : at + block]) for c in (embeddings, labels, numbers, ids))
+            tokens.append(item_tokens(self._parameters, *(torch.from_numpy(a).to(self._device) for a in block_of)))
         return torch.cat(tokens)

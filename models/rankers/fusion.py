@@ -16,13 +16,14 @@ import numpy.typing as npt
 from models.candidates import COLUMN_OF, SCORED_SOURCES, Candidates, Source
 from models.catalog import ItemCatalog
 from models.events import EventType
+from models.rankers.columns import number_table, popularity_table, standardised
 from models.rankers.history import History, recent_history
 from models.rankers.statistics import ItemStatistics
 from models.retrieval.query import RetrievalQuery
 
 Floats = npt.NDArray[np.float32]
 
-RANKED_SOURCES = (Source.semantic, Source.collaborative, Source.sequential)
+RANKED_SOURCES = (Source.semantic, Source.collaborative, Source.sequential, Source.neighbours)
 FEATURE_NAMES: tuple[str, ...] = (
     "merged_z",
     "merged_rank",
@@ -63,10 +64,8 @@ class FusionFeatures:
         self._catalog = catalog
         self._embeddings = embeddings
         self._labels = _LabelTable(catalog)
-        self._numbers = _number_table(catalog)
-        counts = np.log1p(np.maximum(statistics.popularity, 0))
-        recent = np.log1p(np.maximum(statistics.recent, 0))
-        self._static = np.stack([_scaled(counts), _scaled(recent)], axis=1)
+        self._numbers = number_table(catalog, catalog.number_names)
+        self._static = popularity_table(statistics)
         self._first_ms = statistics.first_ms.astype(np.float64)
 
     def build(self, query: RetrievalQuery, candidates: Candidates, *, history: History | None = None) -> Floats:
@@ -121,19 +120,9 @@ def _retrieval_columns(candidates: Candidates) -> list[Floats]:
     found = np.zeros(len(candidates), np.float32)
     for source in SCORED_SOURCES:
         found += (candidates.sources & int(source)) != 0
-    standard = [_standardised(scores[:, at]) for at in range(scores.shape[1])]
+    standard = [standardised(scores[:, at]) for at in range(scores.shape[1])]
     ranks = [_rank(scores[:, COLUMN_OF[s]]) for s in RANKED_SOURCES]
-    return [_standardised(merged), _rank(merged), *standard, *ranks, found / 4.0]
-
-
-def _standardised(values: Floats) -> Floats:
-    """Scale to mean 0 and deviation 1 over the list; zeros where the list does not vary."""
-    if len(values) == 0:
-        return values.astype(np.float32)
-    centred = values.astype(np.float64) - values.mean(dtype=np.float64)
-    deviation = float(np.sqrt((centred**2).mean()))
-    scaled: Floats = (centred / deviation if deviation > 1e-9 else centred * 0.0).astype(np.float32)
-    return scaled
+    return [standardised(merged), _rank(merged), *standard, *ranks, found / 4.0]
 
 
 def _rank(values: Floats) -> Floats:
@@ -141,23 +130,6 @@ def _rank(values: Floats) -> Floats:
     larger = len(values) - np.searchsorted(np.sort(values), values, side="right")
     rank: Floats = (-np.log1p(larger) / 2.0).astype(np.float32)
     return rank
-
-
-def _scaled(values: npt.NDArray[np.floating]) -> Floats:
-    return _standardised(np.nan_to_num(values).astype(np.float32))
-
-
-def _number_table(catalog: ItemCatalog) -> Floats:
-    columns = [catalog.number_column(name) for name in catalog.number_names]
-    table = np.empty((len(catalog), len(columns)), np.float32)
-    for at, column in enumerate(columns):
-        assert column is not None
-        values = np.where(np.isfinite(column), column, np.nan)
-        present = values[~np.isnan(values)]
-        spread = float(present.std()) if len(present) else 0.0
-        # A column that never varies says nothing: it is treated as missing.
-        table[:, at] = (values - present.mean()) / spread if spread > 1e-9 else np.nan
-    return table
 
 
 def _closeness(own: Floats, centre: npt.NDArray[np.floating]) -> Floats:

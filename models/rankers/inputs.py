@@ -12,8 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from models.catalog import ItemCatalog
+from models.rankers.columns import number_table, popularity_table
 from models.rankers.history import History
 from models.rankers.network import AGE_BUCKETS, EVENT_TYPES, LABEL_SLOTS, VALUE_BUCKETS
+from models.rankers.statistics import ItemStatistics
+
+POPULARITY_COLUMNS = 2
+MAX_NUMBERS = 8
+"""How many of a catalog's ordered attributes an item token reads."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -44,6 +50,13 @@ def label_slots(catalog: ItemCatalog, vocabulary: Sequence[str]) -> Ints:
         slots[owner[fits], within[fits]] = translate[column.codes[fits]]
         used += np.diff(column.offsets)
     return slots
+
+
+def number_inputs(catalog: ItemCatalog, statistics: ItemStatistics, names: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Return float32[items, 2 + len(names)] within ±5: popularity, recent popularity, attributes (0 where missing)."""
+    joined = np.concatenate([popularity_table(statistics), number_table(catalog, names)], axis=1)
+    bounded: npt.NDArray[np.float32] = np.clip(np.nan_to_num(joined), -5.0, 5.0)
+    return bounded
 
 
 def id_slots(catalog: ItemCatalog, known: npt.NDArray[np.uint64]) -> Ints:

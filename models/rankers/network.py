@@ -35,6 +35,7 @@ class NetworkShape:
 
     text_dim: int
     labels: int
+    numbers: int
     features: int
     ids: int = 0
     dim: int = 64
@@ -80,6 +81,7 @@ def initialise(shape: NetworkShape, *, seed: int) -> Parameters:
     out: Parameters = {
         "item.text": normal(d, shape.text_dim, scale=1.0),
         "item.label": normal(shape.labels + 1, d, scale=0.3),
+        "item.number": normal(d, shape.numbers, scale=0.3),
         "item.id": torch.zeros(shape.ids + 1, d),
         "history.type": normal(EVENT_TYPES, d, scale=0.02),
         "history.value": normal(VALUE_BUCKETS, d, scale=0.02),
@@ -107,17 +109,19 @@ def initialise(shape: NetworkShape, *, seed: int) -> Parameters:
     return out
 
 
-def item_tokens(p: Parameters, text: Tensor, label_slots: Tensor, id_slots: Tensor) -> Tensor:
-    """Return one token per item, float32[items, dim]: projected text + mean label vector + id vector.
+def item_tokens(p: Parameters, text: Tensor, label_slots: Tensor, numbers: Tensor, id_slots: Tensor) -> Tensor:
+    """Return one token per item, float32[items, dim]: projected text and numbers + mean label vector + id vector.
 
     `text` float32[items, text_dim] unit vectors; `label_slots` int64[items, slots] into the label table, 0 for
-    none; `id_slots` int64[items], 0 for an item without a learned vector.
+    none; `numbers` float32[items, numbers], standardised; `id_slots` int64[items], 0 for an item without a learned
+    vector.
     """
     import torch.nn.functional as F
 
     labels = F.embedding(label_slots, p["item.label"]).sum(dim=1)
     count = (label_slots > 0).sum(dim=1, keepdim=True).clamp(min=1)
-    return F.linear(text, p["item.text"]) + labels / count + F.embedding(id_slots, p["item.id"])
+    content = F.linear(text, p["item.text"]) + F.linear(numbers, p["item.number"]) + labels / count
+    return content + F.embedding(id_slots, p["item.id"])
 
 
 def head_logits(p: Parameters, features: Tensor, *, dropout: float = 0.0) -> Tensor:

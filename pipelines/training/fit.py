@@ -37,21 +37,22 @@ _SCORE_BLOCK = 64
 
 @dataclass(frozen=True, slots=True)
 class ItemInputs:
-    """What item tokens are made of, by catalog row: text vectors (may be mapped), label slots, id slots."""
+    """What item tokens are made of, by catalog row: text vectors (may be mapped), label slots, numbers, id slots."""
 
     text: Floats
     labels: npt.NDArray[np.int64]
+    numbers: Floats
     ids: npt.NDArray[np.int64]
 
-    def take(self, tokens: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+    def take(self, tokens: npt.NDArray[np.int64]) -> list[Tensor]:
         """Return the inputs of `tokens` (catalog row + 1); all zero for 0, the padding."""
         import torch
 
         rows, padding = np.maximum(tokens - 1, 0), tokens == 0
-        parts = [np.array(column[rows]) for column in (self.text, self.labels, self.ids)]
+        parts = [np.array(column[rows]) for column in (self.text, self.labels, self.numbers, self.ids)]
         for part in parts:
             part[padding] = 0
-        return torch.from_numpy(parts[0]), torch.from_numpy(parts[1]), torch.from_numpy(parts[2])
+        return [torch.from_numpy(part) for part in parts]
 
 
 def set_scaling(p: Parameters, lists: RankingLists) -> None:

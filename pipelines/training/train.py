@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,21 @@ import numpy as np
 import numpy.typing as npt
 
 from models.behaviour.behaviour import BehaviourSettings, fit_behaviour
-from models.behaviour.statistics import fit_statistics
+from models.behaviour.statistics import Statistics, fit_statistics
 from models.catalog import ItemCatalog
 from models.events import EventLog
 from models.index import FaissIndex, FlatIndex, VectorIndex, build_faiss
 from models.rankers.calibration import PlattScaling, expected_calibration_error, fit_platt
 from models.rankers.compressed import CompressedModel
 from models.rankers.fusion import FEATURE_NAMES, FusionFeatures
-from models.rankers.inputs import id_slots, label_slots, label_vocabulary
+from models.rankers.inputs import (
+    MAX_NUMBERS,
+    POPULARITY_COLUMNS,
+    id_slots,
+    label_slots,
+    label_vocabulary,
+    number_inputs,
+)
 from models.rankers.network import NetworkShape, Parameters, initialise
 from models.retrieval.engine import RetrievalEngine
 from models.retrieval.settings import RetrievalSettings
@@ -47,6 +54,23 @@ class _Sources:
     retrieval: RetrievalSettings
     behaviour: BehaviourSettings
     half_life_days: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Items:
+    """What is known of items when the examples begin."""
+
+    catalog: ItemCatalog
+    embeddings: Floats
+    statistics: Statistics
+
+    def inputs(self, model: CompressedModel) -> ItemInputs:
+        return ItemInputs(
+            self.embeddings,
+            label_slots(self.catalog, model.labels),
+            number_inputs(self.catalog, self.statistics, model.numbers),
+            id_slots(self.catalog, model.known_ids),
+        )
 
 
 def train_ranker(
@@ -101,14 +125,16 @@ def _train(
     few = _too_few(len(split.of(Part.train)), len(split.of(Part.validate)), settings)
     if few is not None:
         return {**facts, "switch_on": False, "reason": few}
-    train, validate = _lists(split, catalog, embeddings, settings, sources, progress)
+    statistics = fit_statistics(split.fit, catalog, half_life_days=sources.half_life_days)
+    train, validate = _lists(split, catalog, embeddings, statistics, settings, sources, progress)
     facts |= {"train_lists": len(train), "examples_s": round(time.monotonic() - started, 1)}
     judge, decide = validate.take(validate.user % 2 == 0), validate.take(validate.user % 2 == 1)
     few = _too_few(len(train), min(int((part.target >= 0).sum()) for part in (judge, decide)), settings)
     if few is not None:
         return {**facts, "switch_on": False, "reason": few}
-    model, head = _fit(train, judge, catalog, embeddings, settings, seed=seed, progress=progress)
-    fused = score_fused(model.parameters, model.shape, _items(catalog, embeddings, model), decide)
+    items = _Items(catalog, embeddings, statistics)
+    model, head = _fit(train, judge, items, settings, seed=seed, progress=progress)
+    fused = score_fused(model.parameters, model.shape, items.inputs(model), decide)
     metrics = {**facts, **_verdict(model, head, fused, decide, settings, seed)}
     metrics["seconds"] = round(time.monotonic() - started, 1)
     model.save(folder)
@@ -119,6 +145,7 @@ def _lists(
     split: TrainingSplit,
     catalog: ItemCatalog,
     embeddings: Floats,
+    statistics: Statistics,
     settings: TrainingSettings,
     sources: _Sources,
     progress: Progress | None,
@@ -126,7 +153,6 @@ def _lists(
     """Build training and validation lists with sources that know only `split.fit`."""
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    statistics = fit_statistics(split.fit, catalog, half_life_days=sources.half_life_days)
     behaviour = fit_behaviour(split.fit, catalog, sources.behaviour)
     engine = RetrievalEngine(catalog, embeddings, _index(embeddings), behaviour, statistics, sources.retrieval)
     fusion = FusionFeatures(catalog, embeddings, statistics)
@@ -153,26 +179,33 @@ def _lists(
 def _fit(
     train: RankingLists,
     judge: RankingLists,
-    catalog: ItemCatalog,
-    embeddings: Floats,
+    items: _Items,
     settings: TrainingSettings,
     *,
     seed: int,
     progress: Progress | None,
 ) -> tuple[CompressedModel, Parameters]:
-    """Return the trained model and the parameters as they were after the head alone."""
-    labels = label_vocabulary(catalog)
-    known = np.sort(catalog.hashes) if settings.id_vectors else np.empty(0, np.uint64)
-    shape = NetworkShape(text_dim=embeddings.shape[1], labels=len(labels), features=len(FEATURE_NAMES), ids=len(known))
-    p = initialise(shape, seed=seed)
+    """Return the trained model and the parameters of the head as they were when it was trained alone."""
+    model = _untrained(items, settings, seed)
+    p, inputs = model.parameters, items.inputs(model)
     set_scaling(p, train)
     fit_head(p, train, judge, seed=seed)
     head = {n: t.clone() for n, t in p.items() if n.startswith("head.")}
-    model = CompressedModel(shape, p, labels, known)
-    items = _items(catalog, embeddings, model)
-    fit_attention(p, shape, items, train, judge, settings, seed=seed, progress=progress)
-    platt = _calibrate(score_fused(p, shape, items, judge), judge)
-    return CompressedModel(shape, p, labels, known, platt), head
+    fit_attention(p, model.shape, inputs, train, judge, settings, seed=seed, progress=progress)
+    return replace(model, calibration=_calibrate(score_fused(p, model.shape, inputs, judge), judge)), head
+
+
+def _untrained(items: _Items, settings: TrainingSettings, seed: int) -> CompressedModel:
+    labels, numbers = label_vocabulary(items.catalog), items.catalog.number_names[:MAX_NUMBERS]
+    known = np.sort(items.catalog.hashes) if settings.id_vectors else np.empty(0, np.uint64)
+    shape = NetworkShape(
+        text_dim=items.embeddings.shape[1],
+        labels=len(labels),
+        numbers=POPULARITY_COLUMNS + len(numbers),
+        features=len(FEATURE_NAMES),
+        ids=len(known),
+    )
+    return CompressedModel(shape, initialise(shape, seed=seed), labels, numbers, known)
 
 
 def _calibrate(logits: Floats, lists: RankingLists) -> PlattScaling | None:
@@ -235,10 +268,6 @@ def _too_few(train: int, validation: int, settings: TrainingSettings) -> str | N
         f"{train} training and {validation} validation lists hold the item that was taken; "
         f"min_examples is {settings.min_examples}"
     )
-
-
-def _items(catalog: ItemCatalog, embeddings: Floats, model: CompressedModel) -> ItemInputs:
-    return ItemInputs(embeddings, label_slots(catalog, model.labels), id_slots(catalog, model.known_ids))
 
 
 def _index(embeddings: Floats) -> VectorIndex:

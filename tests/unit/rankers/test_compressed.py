@@ -15,13 +15,13 @@ from models.rankers.network import NetworkShape, initialise
 @pytest.fixture
 def model(catalog):
     labels = label_vocabulary(catalog)
-    shape = NetworkShape(text_dim=16, labels=len(labels), features=len(FEATURE_NAMES), ids=3)
+    shape = NetworkShape(text_dim=16, labels=len(labels), numbers=3, features=len(FEATURE_NAMES), ids=3)
     parameters = initialise(shape, seed=3)
     generator = torch.Generator().manual_seed(4)
     for name in ("out.weight", "head.linear", "head.out", "item.id"):  # as if it had been trained
         parameters[name] = torch.randn(parameters[name].shape, generator=generator)
     parameters["item.id"][0] = 0.0
-    return CompressedModel(shape, parameters, labels, np.sort(catalog.hashes[:3]), PlattScaling(0.5, -3.0))
+    return CompressedModel(shape, parameters, labels, ["year"], np.sort(catalog.hashes[:3]), PlattScaling(0.5, -3.0))
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def ranker(model, catalog, embeddings, statistics):
 
 
 def test_an_untrained_network_adds_nothing_to_the_head(model, catalog, embeddings, statistics, make_query):
-    fresh = CompressedModel(model.shape, initialise(model.shape, seed=1), model.labels, model.known_ids)
+    fresh = CompressedModel(model.shape, initialise(model.shape, seed=1), model.labels, model.numbers, model.known_ids)
     ranker = CompressedRanker(fresh, catalog, embeddings, statistics, device="cpu")
     assert np.array_equal(ranker.attention(make_query(), np.arange(5, dtype=np.int32)), np.zeros(5))
     assert ranker.score_kind == "rank_only"
@@ -69,7 +69,7 @@ def test_calibrated_scores_are_probabilities_in_the_order_of_the_logits(
     ranker, model, catalog, embeddings, statistics, make_query, make_candidates
 ):
     plain = CompressedRanker(
-        CompressedModel(model.shape, model.parameters, model.labels, model.known_ids),
+        CompressedModel(model.shape, model.parameters, model.labels, model.numbers, model.known_ids),
         catalog,
         embeddings,
         statistics,

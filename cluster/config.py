@@ -141,8 +141,18 @@ def load_settings(
     if problems or settings is None:
         raise SettingsInvalid(_listed(env, problems))
     # Made absolute here and now: `up` changes its working directory before Ray starts.
-    state = str(Path(settings.cluster.state).expanduser().resolve())
-    return settings.model_copy(update={"cluster": settings.cluster.model_copy(update={"state": state})})
+    state = _absolute(settings.cluster.state)
+    cache = None if settings.models.cache is None else _absolute(settings.models.cache)
+    return settings.model_copy(
+        update={
+            "cluster": settings.cluster.model_copy(update={"state": state}),
+            "models": settings.models.model_copy(update={"cache": cache}),
+        }
+    )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
 
 
 def contradictions(settings: Settings, *, environ: Mapping[str, str]) -> list[str]:

@@ -29,7 +29,7 @@ class Workspace:
         self.settings = settings
         self.root = settings.state
         # Not called `models`: workers run in the state folder, and such a folder there would shadow our package.
-        self.models = self.root / "model-cache"
+        self.models = Path(settings.models.cache) if settings.models.cache else self.root / "model-cache"
         self.data = self.root / "data"
         self.records = self.root / "records"
         self.logs = self.root / "logs"

@@ -58,6 +58,8 @@ class RankerSettings(_Section):
 class ModelSettings(_Section):
     """The `models` section."""
 
+    cache: str | None = None
+    """Folder that fetched models are kept in; none keeps them in the state folder. Deployments may share one."""
     encoder: EncoderSettings = EncoderSettings()
     """Text to vectors."""
     generator: GeneratorSettings = GeneratorSettings()

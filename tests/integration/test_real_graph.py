@@ -1,0 +1,238 @@
+"""The real graph: `raycommend up` with Ray, HAProxy, Valkey, FAISS, the trained ranker and vLLM, over HTTP.
+
+Started once, from a folder full of packages named like ours, and stopped by Ctrl-C; nothing may be left running.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from cluster.ledger import Ledger
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+REPO = Path(__file__).resolve().parents[2]
+PORTS = {
+    "serve.http_port": 18000,
+    "cluster.store.port": 16390,
+    "cluster.store.cache_port": 16391,
+    "cluster.haproxy.stats_port": 18404,
+    "cluster.haproxy.metrics_port": 19101,
+    "cluster.haproxy.fallback_port": 18500,
+    "cluster.haproxy.replica_port_min": 31100,
+    "cluster.haproxy.replica_port_max": 31200,
+}
+QUICK_TRAINING = ("pipelines.training.epochs=0", "pipelines.training.train_positions=3")
+
+
+@dataclass
+class Deployment:
+    state: Path
+    cwd: Path
+    settings: list[str]
+    process: subprocess.Popen[str] | None = None
+    url: str = f"http://127.0.0.1:{PORTS['serve.http_port']}"
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "cluster.cli", *words, *self.settings]
+
+    def run(self, *words: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.command(*words), cwd=self.cwd, capture_output=True, text=True, timeout=timeout)
+
+    def start(self) -> None:
+        log = (self.state.parent / f"up-{uuid.uuid4().hex[:6]}.log").open("w")
+        self.process = subprocess.Popen(
+            self.command("up", "--json"), cwd=self.cwd, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        line = self.process.stdout.readline()  # type: ignore[union-attr]
+        assert line, f"up ended without an answer: {Path(log.name).read_text()[-3000:]}"
+        assert json.loads(line)["ok"]
+
+    def recommend(self, **body: object) -> httpx.Response:
+        return httpx.post(f"{self.url}/v1/recommend", json=body, timeout=30)
+
+    def events(self, *events: dict[str, object]) -> httpx.Response:
+        return httpx.post(f"{self.url}/v1/events", json=list(events), timeout=30)
+
+    def stream(self, **body: object) -> Iterator[tuple[str, dict[str, object]]]:
+        headers = {"Accept": "text/event-stream"}
+        with httpx.stream("POST", f"{self.url}/v1/recommend", json=body, headers=headers, timeout=90) as response:
+            assert response.status_code == 200
+            name = ""
+            for line in response.iter_lines():
+                if line.startswith("event: "):
+                    name = line.removeprefix("event: ")
+                elif line.startswith("data: "):
+                    yield name, json.loads(line.removeprefix("data: "))
+
+
+def click(user: str, item: str) -> dict[str, object]:
+    return {"event_id": uuid.uuid4().hex, "user_id": user, "item_id": item, "type": "click"}
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    root = tmp_path_factory.mktemp("graph")
+    hostile = root / "hostile"
+    for package in ("models", "serve", "cluster", "pipelines", "tests"):
+        (hostile / package).mkdir(parents=True)
+        (hostile / package / "__init__.py").write_text("raise RuntimeError('a stranger was imported')\n")
+    state = root / "state"
+    wanted = {**PORTS, "cluster.state": state, "models.cache": REPO / ".raycommend" / "model-cache"}
+    settings = [w for name, value in wanted.items() for w in ("--set", f"{name}={value}")]
+    settings += [w for override in QUICK_TRAINING for w in ("--set", override)]
+    # Prepared from elsewhere, as an operator would; started from the hostile folder, with `python -P` off our path.
+    prepared = Deployment(state, REPO, settings)
+    for words in (("import", "movielens-100k"), ("build",)):
+        done = prepared.run(*words)
+        assert done.returncode == 0, done.stderr[-3000:]
+    running = Deployment(state, hostile, settings)
+    running.command = lambda *words: [str(Path(sys.executable).parent / "raycommend"), *words, *settings]  # type: ignore[method-assign]
+    running.start()
+    yield running
+    if running.process is not None and running.process.poll() is None:
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(timeout=60) == 0
+    assert Ledger(state).alive() == [], "Ctrl-C left processes behind"
+
+
+def test_it_is_ready_and_names_its_release(deployment: Deployment) -> None:
+    state = httpx.get(f"{deployment.url}/readyz", timeout=10).json()
+    assert state["ready"] is True
+    assert state["releases"]["main"].startswith("r-")
+
+
+def test_a_known_user_gets_ten_items_with_stage_times(deployment: Deployment) -> None:
+    response = deployment.recommend(user_id="196", k=10, deadline_ms=5000)
+    answer = response.json()
+    assert [i["rank"] for i in answer["items"]] == list(range(1, 11))
+    assert answer["degraded"] is False, answer["degraded_reasons"]
+    assert {"features", "retrieve", "rank", "select", "total"} <= answer["timings_ms"].keys()
+    assert "retrieve;dur=" in response.headers["server-timing"]
+
+
+def test_an_acknowledged_click_is_in_the_very_next_answer(deployment: Deployment) -> None:
+    user = f"fresh-{uuid.uuid4().hex[:8]}"
+    before = deployment.recommend(user_id=user, k=100, deadline_ms=5000).json()["items"]
+    for item in [i["item_id"] for i in before[:20]]:
+        assert deployment.events(click(user, item)).json()["results"][0]["status"] == "accepted"
+        after = deployment.recommend(user_id=user, k=100, deadline_ms=5000).json()
+        assert item not in [i["item_id"] for i in after["items"]], "a taken item was recommended again"
+        assert after["profile_age_ms"] is not None
+
+
+def test_a_streamed_answer_sends_the_list_first_and_reasons_by_the_language_model(deployment: Deployment) -> None:
+    got = list(deployment.stream(user_id="13", k=5, explain=True, deadline_ms=5000, reasons_deadline_ms=60_000))
+    names = [name for name, _ in got]
+    assert names == ["items", *["reason"] * 5, "done"]
+    titles = {i["item_id"]: i["title"] for i in got[0][1]["items"]}  # type: ignore[attr-defined]
+    for _, reason in got[1:-1]:
+        assert reason["reason_source"] in ("llm", "cache")
+        assert len(str(reason["reason"])) <= 240
+        cited = [titles[str(reason["item_id"])], *reason["evidence"]["liked"]]  # type: ignore[index]
+        shared = [str(s).lower() for s in reason["evidence"]["shared"]]  # type: ignore[index]
+        text = str(reason["reason"])
+        claims = reason["evidence"]["popular"] or reason["evidence"]["trending"]  # type: ignore[index]
+        assert any(t in text for t in cited) or any(s in text.lower() for s in shared) or claims
+
+
+def test_a_duplicate_event_changes_nothing(deployment: Deployment) -> None:
+    event = click(f"twice-{uuid.uuid4().hex[:8]}", "50")
+    assert deployment.events(event).json()["results"][0]["status"] == "accepted"
+    assert deployment.events(event).json()["results"][0]["status"] == "duplicate"
+
+
+def test_a_query_steers_the_list(deployment: Deployment) -> None:
+    answer = deployment.recommend(query="space adventure with robots", k=10, deadline_ms=5000).json()
+    assert answer["degraded"] is False, answer["degraded_reasons"]
+    assert "semantic" in {s for i in answer["items"] for s in i["sources"]}
+
+
+def test_pages_never_repeat_an_item(deployment: Deployment) -> None:
+    seen: list[str] = []
+    cursor = None
+    for _ in range(4):
+        extra = {"cursor": cursor} if cursor else {}
+        answer = deployment.recommend(user_id="244", k=10, deadline_ms=5000, **extra).json()
+        seen += [i["item_id"] for i in answer["items"]]
+        cursor = answer["next_cursor"]
+    assert len(seen) == len(set(seen)) == 40
+
+
+def test_filters_are_never_violated(deployment: Deployment) -> None:
+    wanted = {"genres": {"any_of": ["Comedy"], "none_of": ["Romance"]}, "year": {"gte": 1995}}
+    answer = deployment.recommend(user_id="196", k=20, filters=wanted, explain=True, deadline_ms=5000).json()
+    assert len(answer["items"]) == 20
+    assert all(i["evidence"]["year"] >= 1995 for i in answer["items"])
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{", 400),
+        (b'{"k": 0}', 422),
+        (b'{"k": "10"}', 422),
+        (b'{"nope": 1}', 422),
+        (b'{"user_id": "' + b"x" * 1_000_000 + b'"}', 422),
+        (b'{"user_id": "a\\u0000b"}', 422),
+        (b'{"user_id": "' + b"x" * 3_000_000 + b'"}', 413),
+        (b'{"user_id": "nobody-knows-me"}', 200),
+        (b'{"candidates": ["no-such-item"], "user_id": "196"}', 200),
+    ],
+)
+def test_bad_input_gets_the_promised_answer_over_the_real_wire(
+    deployment: Deployment, body: bytes, status: int
+) -> None:
+    response = httpx.post(f"{deployment.url}/v1/recommend", content=body, timeout=30)
+    assert response.status_code == status
+    if status != 200:
+        problem = response.json()
+        assert problem["status"] == status
+        assert "Traceback" not in response.text and "/" not in problem["detail"].replace("/docs", "")
+
+
+def test_a_second_start_on_the_same_ports_names_who_holds_them(deployment: Deployment, tmp_path: Path) -> None:
+    other = Deployment(tmp_path / "other", deployment.cwd, [])
+    settings = list(deployment.settings)
+    settings[settings.index(f"cluster.state={deployment.state}")] = f"cluster.state={tmp_path / 'other'}"
+    (tmp_path / "other").mkdir()
+    os.symlink(deployment.state / "artifacts", tmp_path / "other" / "artifacts")
+    other.command = lambda *words: [str(Path(sys.executable).parent / "raycommend"), *words, *settings]  # type: ignore[method-assign]
+    done = other.run("up", timeout=60)
+    assert done.returncode == 1
+    assert str(PORTS["serve.http_port"]) in done.stderr and "pid" in done.stderr
+
+
+def test_the_list_goes_on_when_the_engine_is_killed(deployment: Deployment) -> None:
+    engines = [p for p in Ledger(deployment.state).alive() if p.kind == "engine"]
+    assert engines, "the engine's processes are in the ledger"
+    for engine in engines:
+        psutil.Process(engine.pid).kill()
+    answer = deployment.recommend(user_id="1", k=5, explain=True, deadline_ms=5000, reasons_deadline_ms=2000)
+    assert answer.status_code == 200
+    assert all(i["reason"] for i in answer.json()["items"])
+    got = list(deployment.stream(user_id="2", k=3, explain=True, deadline_ms=5000, reasons_deadline_ms=3000))
+    assert [name for name, _ in got] == ["items", "reason", "reason", "reason", "done"]
+
+
+def test_down_cleans_up_after_a_killed_driver_and_a_new_start_works(deployment: Deployment) -> None:
+    assert deployment.process is not None
+    deployment.process.kill()
+    deployment.process.wait(timeout=30)
+    deployment.start()
+    assert deployment.recommend(user_id="196", k=3, deadline_ms=5000).status_code == 200
+    done = deployment.run("down", "--json", timeout=90)
+    assert done.returncode == 0, done.stderr
+    deployment.process.wait(timeout=60)
+    time.sleep(0.5)
+    assert Ledger(deployment.state).alive() == []

@@ -19,9 +19,9 @@ class SourceWeights(BaseModel):
 
     semantic: Weight = 0.1
     """Content close to what the user took lately or searches for."""
-    collaborative: Weight = 0.3
+    collaborative: Weight = 0.4
     """What people who took these items also took."""
-    sequential: Weight = 0.25
+    sequential: Weight = 0.1
     """What followed the user's last items."""
     neighbours: Weight = 1.0
     """What people who recently took the same items took next to them."""
@@ -52,7 +52,9 @@ class RetrievalSettings(BaseModel):
 
     weights: SourceWeights = SourceWeights()
     """For users with at least `short_history` events."""
-    short_weights: SourceWeights = SourceWeights(semantic=0.3, trending=0.3)
+    short_weights: SourceWeights = SourceWeights(
+        semantic=0.5, collaborative=0.15, sequential=1.0, trending=0.05, fresh=0.25
+    )
     """For users and seed lists with fewer events than that, but at least one."""
     cold_weights: SourceWeights = SourceWeights(semantic=1.0, trending=1.0, popular=1.0)
     """For users without history and seeds: only intent and popularity have something to say."""

@@ -6,6 +6,7 @@ import pytest
 
 from models.behaviour.behaviour import fit_behaviour
 from models.behaviour.statistics import fit_statistics
+from models.candidates import Source
 from models.catalog import Item, ItemCatalog, write_catalog
 from models.events import EventLog, EventType
 from models.index import FlatIndex
@@ -16,6 +17,7 @@ from pipelines.evaluation.bootstrap import interval, paired
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.metrics import coverage, novelty, score_list
 from pipelines.evaluation.protocol import leave_last, split_by_time
+from pipelines.evaluation.tune import tune
 
 
 def make_log(*rows: tuple[str, str, int], types: EventType = EventType.click) -> EventLog:
@@ -153,3 +155,15 @@ def test_the_split_by_time_asks_for_the_next_basket_of_returning_users() -> None
     (cold,) = split_by_time(log, cold=True).cases
     assert cold.user_id == "new" and not len(cold.user)
     assert split_by_time(log).train.timestamps_ms.max() < 900
+
+
+def test_tuning_reads_no_test_event_and_never_ends_below_its_start(catalog: ItemCatalog) -> None:
+    log = make_log(*[(f"u{u}", f"i{(u + n) % 40}", 1000 * n + u) for u in range(20) for n in range(12)])
+    items = log.item_ids.copy()
+    items[log.timestamps_ms // 1000 >= 9] = "i0"
+    poisoned = EventLog(log.user_ids, items, log.types, log.values, log.timestamps_ms)
+    vectors = np.eye(40, dtype=np.float32)
+    start = {Source.neighbours: 1.0, Source.popular: 1.0}
+    found = [tune(each, lambda t: merged_engine(catalog, vectors, t), start, seeds=(0,)) for each in (log, poisoned)]
+    assert found[0] == found[1]
+    assert found[0].ndcg >= found[0].ndcg_before > 0

@@ -121,7 +121,7 @@ class HttpEdge:
         return Response(orjson.dumps(state), 200 if state["ready"] else 503, media_type="application/json")
 
     async def _guard(self, request: Request, run: Callable[[str], Awaitable[Response]]) -> Response:
-        request_id = _request_id(request)
+        request_id = request_id_of(request)
         self._in_flight += 1
         try:
             if self._in_flight > self._settings.max_in_flight:
@@ -191,7 +191,8 @@ def problem(request_id: str, status: int, title: str, detail: str, *, retry_afte
     return Response(orjson.dumps(body), status, media_type="application/problem+json", headers=headers)
 
 
-def _request_id(request: Request) -> str:
+def request_id_of(request: Request) -> str:
+    """Return the caller's request id where it is a valid one, else a new one."""
     given = request.headers.get("x-request-id", "")
     return given if _REQUEST_ID.match(given) else uuid.uuid4().hex
 

@@ -21,7 +21,7 @@ from serve.deployments.replica import (
     signing_key,
     warm_edge,
 )
-from serve.http import HttpEdge, loop_lag, problem
+from serve.http import HttpEdge, loop_lag, problem, request_id_of
 from serve.ingest import EventService
 from serve.metrics import ServeMetrics
 from serve.pipeline import RecommendationPipeline
@@ -42,7 +42,10 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 @app.exception_handler(HTTPException)
 async def _not_ours(request: Request, error: HTTPException) -> Response:
     """Give unknown paths and methods the same kind of document as everything else."""
-    return problem("", error.status_code, str(error.detail), "there is no such route; see /docs")
+    detail = "there is no such route or method; see /docs"
+    response = problem(request_id_of(request), error.status_code, str(error.detail), detail)
+    response.headers.update(error.headers or {})
+    return response
 
 
 @ray_serve.ingress(app)

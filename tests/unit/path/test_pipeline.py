@@ -21,12 +21,7 @@ from serve.schemas import RecommendRequest
 from serve.settings import PipelineSettings, StageBudget
 from serve.stages import EngineRetriever
 
-QUICK = PipelineSettings(
-    features=StageBudget(budget_ms=30, minimum_ms=1),
-    query=StageBudget(budget_ms=30, minimum_ms=1),
-    retrieve=StageBudget(budget_ms=30, minimum_ms=1),
-    rank=StageBudget(budget_ms=30, minimum_ms=1),
-)
+QUICK = StageBudget(budget_ms=20, minimum_ms=1)
 
 
 def profile(*ids: str):
@@ -106,20 +101,20 @@ async def test_a_stage_that_fails_costs_its_rung_and_never_the_answer(tiny, stag
 
 
 @pytest.mark.parametrize(
-    ("stage", "reason"),
+    ("stage", "name", "reason"),
     [
-        ("fetcher", "features_timeout"),
-        ("encoder", "query_not_understood"),
-        ("retriever", "retrieve_timeout"),
-        ("ranker", "rank_timeout"),
+        ("fetcher", "features", "features_timeout"),
+        ("encoder", "query", "query_not_understood"),
+        ("retriever", "retrieve", "retrieve_timeout"),
+        ("ranker", "rank", "rank_timeout"),
     ],
 )
-async def test_a_stage_that_hangs_is_given_up_after_its_budget(tiny, stage, reason) -> None:
-    path = Path(tiny.bundle, settings=QUICK)
+async def test_a_stage_that_hangs_is_given_up_after_its_budget(tiny, stage, name, reason) -> None:
+    path = Path(tiny.bundle, settings=PipelineSettings(**{name: QUICK}))
     getattr(path, stage).trouble.hangs = True
     ctx, slate = await path.ask(query="water")
     assert ctx.degraded == [DegradedReason(reason)] and len(slate.item_ids) == 10
-    assert sum(ctx.timings_ms.values()) < 1000
+    assert 15 <= ctx.timings_ms[name] < 2000
 
 
 async def test_everything_failing_still_gives_popular_items(path: Path) -> None:

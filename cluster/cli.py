@@ -18,11 +18,12 @@ from rich.markup import escape
 from cluster.config import Settings, load_settings
 from cluster.console import answer_table, result, say, stderr, stdout, timings
 from cluster.errors import OperatorError
+from cluster.valkey import ValkeyStartError
 from models.artifacts import ArtifactError
 from models.hub import HubError
 from pipelines.dataset import DatasetError
 
-_FIXABLE = (OperatorError, ArtifactError, DatasetError, HubError)
+_FIXABLE = (OperatorError, ValkeyStartError, ArtifactError, DatasetError, HubError)
 """Errors whose message names the fix."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Real-time recommendations with reasons, on Ray.")

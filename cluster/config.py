@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cluster.errors import OperatorError
 from models.settings import ModelSettings
 from pipelines.settings import PipelinesSettings
+from serve.auth import Keys
+from serve.errors import ConfigError
 from serve.schemas import MAX_K
 from serve.settings import DeploymentSettings, ServeSettings
 
@@ -225,6 +227,10 @@ def _addresses(settings: Settings, environ: Mapping[str, str]) -> list[str]:
         problems.append("cluster.haproxy.replica_port_min must be below replica_port_max")
     if not _is_loopback(settings.serve.host) and not environ.get("RAYCOMMEND_API_KEYS"):
         problems.append("serve.host is not a loopback address: set RAYCOMMEND_API_KEYS=tenant=key,… first")
+    try:
+        Keys.parse(environ.get("RAYCOMMEND_API_KEYS", ""))
+    except ConfigError as error:
+        problems.append(f"RAYCOMMEND_API_KEYS: {error}")
     if cluster.store.mode == "external" and not environ.get("RAYCOMMEND_STORE_URL"):
         problems.append("cluster.store.mode is external: set RAYCOMMEND_STORE_URL (redis:// or rediss://)")
     return problems

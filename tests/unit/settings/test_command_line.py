@@ -5,8 +5,10 @@ import signal
 import socket
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
+from cluster import cli
 from cluster.cli import app
 
 COMMANDS = ("demo", "up", "down", "status", "import", "build", "recommend", "evaluate", "bench")
@@ -114,6 +116,21 @@ def test_a_data_set_that_was_damaged_is_a_sentence_too(run, tmp_path) -> None:
     folder.mkdir(parents=True)
     (folder / "dataset.json").write_text("{")
     assert "import it again" in sentence(run("build"))
+
+
+@pytest.mark.parametrize("error", cli._FIXABLE)
+def test_every_error_that_names_its_fix_is_a_sentence(error, capsys) -> None:
+    with pytest.raises(typer.Exit) as ended, cli._operating("local", None):
+        raise error("free the port [6390]")
+    assert ended.value.exit_code == 1 and "error: free the port [6390]" in capsys.readouterr().err
+
+
+def test_a_bug_is_a_traceback_and_an_interrupt_an_orderly_end(capsys) -> None:
+    with pytest.raises(ZeroDivisionError), cli._operating("local", None):
+        _ = 1 / 0
+    with pytest.raises(typer.Exit) as ended, cli._operating("local", None):
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.exit_code == 0 and "stopped" in capsys.readouterr().err
 
 
 def test_status_says_that_nothing_runs_and_exits_with_3(run) -> None:

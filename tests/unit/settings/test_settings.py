@@ -161,6 +161,11 @@ def test_loopback_needs_no_keys(host: str) -> None:
     assert load(f"serve.host={host}")
 
 
+def test_keys_that_no_replica_could_read_are_refused_before_anything_starts() -> None:
+    message = refused(RAYCOMMEND_API_KEYS="main=0123456789abcdef,shop=Zebra77")
+    assert "RAYCOMMEND_API_KEYS: API key 2" in message and "Zebra77" not in message
+
+
 def test_inline_stages_and_external_stores_are_allowed_where_they_make_sense() -> None:
     for stage in ("features", "encoder", "retriever", "ranker"):
         assert load(f"serve.{stage}.placement=inline")

@@ -159,6 +159,22 @@ def test_warming_touches_what_each_kind_of_replica_needs(tiny) -> None:
         assert parts <= set(vars(bundle))
 
 
+def test_the_real_metrics_take_every_observation_without_a_cluster() -> None:
+    from serve.metrics import ServeMetrics
+
+    metrics = ServeMetrics()
+    for outcome in ("ok", "timeout", "unavailable", "skipped"):
+        metrics.stage("rank", outcome, 0.0)
+    metrics.answer("json", "full", 12.5)
+    metrics.degraded("rank_timeout")
+    metrics.refused(422)
+    metrics.event("accepted", 3)
+    metrics.reason("llm")
+    metrics.record_dropped()
+    metrics.loop_lag(0.0)
+    metrics.in_flight(0)
+
+
 @pytest.fixture
 async def http():
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)

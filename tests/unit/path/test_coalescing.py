@@ -308,3 +308,10 @@ def test_replicas_are_counted_by_who_answered_lately(monkeypatch: pytest.MonkeyP
     now[0] += 11
     live.saw("a")
     assert live() == 2
+
+
+async def test_a_member_without_time_is_not_sent_even_when_a_slot_is_free() -> None:
+    callee = Callee(opened=True)
+    with pytest.raises(DeadlineExceeded, match="before it was sent"):
+        await coalescer(callee).call(1, 0.0)
+    assert callee.batches == []

@@ -18,12 +18,14 @@ Floats = npt.NDArray[np.float32]
 
 
 def standardised(values: npt.NDArray[Any]) -> Floats:
-    """Scale to mean 0 and deviation 1; zeros where the values do not vary or there are none."""
+    """Scale to mean 0 and deviation 1 along the first axis; zeros where the values do not vary or there are none."""
     if len(values) == 0:
         return values.astype(np.float32)
-    centred = values.astype(np.float64) - values.mean(dtype=np.float64)
-    deviation = float(np.sqrt((centred**2).mean()))
-    scaled: Floats = (centred / deviation if deviation > 1e-9 else centred * 0.0).astype(np.float32)
+    centred = values.astype(np.float64)
+    centred -= centred.mean(axis=0)
+    deviation = np.sqrt(np.square(centred).mean(axis=0))
+    flat = deviation <= 1e-9
+    scaled: Floats = (centred * (~flat / (deviation + flat))).astype(np.float32)
     return scaled
 
 
@@ -32,7 +34,7 @@ def popularity_table(statistics: ItemStatistics) -> Floats:
     columns = (statistics.popularity, statistics.recent)
     with np.errstate(all="ignore"):
         logs = [np.log1p(np.clip(np.nan_to_num(c), 0, 1e30)) for c in columns]
-    return np.stack([standardised(c) for c in logs], axis=1)
+    return standardised(np.stack(logs, axis=1))
 
 
 def number_table(catalog: ItemCatalog, names: Sequence[str]) -> Floats:

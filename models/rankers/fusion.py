@@ -46,6 +46,7 @@ FEATURE_NAMES: tuple[str, ...] = (
 """Names of the columns, in order; a stored ranker names the ones it was trained on."""
 
 _CLIP = 8.0
+_SOURCE_BITS = np.array([int(s) for s in SCORED_SOURCES], np.uint16)
 _DECAY = 0.9
 _DAY_MS = 86_400_000.0
 
@@ -115,14 +116,12 @@ class FusionFeatures:
 
 
 def _retrieval_columns(candidates: Candidates) -> list[Floats]:
-    scores = np.nan_to_num(candidates.source_scores, nan=0.0, posinf=0.0, neginf=0.0)
-    merged = np.nan_to_num(candidates.scores, nan=0.0, posinf=0.0, neginf=0.0)
-    found = np.zeros(len(candidates), np.float32)
-    for source in SCORED_SOURCES:
-        found += (candidates.sources & int(source)) != 0
-    standard = [standardised(scores[:, at]) for at in range(scores.shape[1])]
-    ranks = [_rank(scores[:, COLUMN_OF[s]]) for s in RANKED_SOURCES]
-    return [standardised(merged), _rank(merged), *standard, *ranks, found / 4.0]
+    joined = np.concatenate([candidates.scores[:, None], candidates.source_scores], axis=1)
+    scores = np.nan_to_num(joined, nan=0.0, posinf=0.0, neginf=0.0)
+    found = ((candidates.sources[:, None] & _SOURCE_BITS) != 0).sum(axis=1) / 4.0
+    merged, *sources = standardised(scores).T
+    ranks = [_rank(scores[:, 1 + COLUMN_OF[s]]) for s in RANKED_SOURCES]
+    return [merged, _rank(scores[:, 0]), *sources, *ranks, found]
 
 
 def _rank(values: Floats) -> Floats:

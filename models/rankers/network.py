@@ -195,7 +195,7 @@ def _residual(p: Parameters, layer: int, x: Tensor, mixed: Tensor, *, dropout: f
     joined = mixed.transpose(1, 2).reshape(x.shape)
     attended = F.linear(joined, p[at + "proj"])
     x = x + (F.dropout(attended, dropout) if dropout else attended)
-    up = F.gelu(F.linear(_norm(x, p[at + "norm2"]), p[at + "up"], p[at + "up_bias"]))
+    up = F.relu(F.linear(_norm(x, p[at + "norm2"]), p[at + "up"], p[at + "up_bias"]))
     down = F.linear(up, p[at + "down"], p[at + "down_bias"])
     return x + (F.dropout(down, dropout) if dropout else down)
 

@@ -1,7 +1,7 @@
 """Gradient descent for the compressed ranker: the fusion head first, then attention on top of it.
 
 Listwise softmax (Cao et al. 2007, ListNet with one relevant item): the taken candidate against the others of its
-list. Each phase keeps the epoch that ranks later events best, so more epochs cannot make the result worse.
+list. Each phase keeps the epoch with the least loss on later events, so more epochs cannot make the result worse.
 Deterministic for a seed and a number of threads. Called by `train_ranker`.
 """
 
@@ -23,7 +23,7 @@ from models.rankers.network import (
     item_tokens,
 )
 from pipelines.training.examples import Progress, RankingLists
-from pipelines.training.measures import ndcg_at
+from pipelines.training.measures import list_loss, ndcg_at
 from pipelines.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def fit_head(
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
 
-    return _keep_best(trained, epoch, lambda: ndcg_at(score_head(p, judge), judge.target), epochs=epochs, seed=seed)
+    return _keep_best(trained, epoch, lambda: score_head(p, judge), judge.target, epochs=epochs, seed=seed)
 
 
 def fit_attention(
@@ -123,10 +123,15 @@ def fit_attention(
             optimiser.step()
             schedule.step()
 
-    def judged() -> float:
-        return ndcg_at(score_fused(p, shape, items, judge), judge.target)
-
-    return _keep_best(trained, epoch, judged, epochs=settings.epochs, seed=seed, progress=progress)
+    return _keep_best(
+        trained,
+        epoch,
+        lambda: score_fused(p, shape, items, judge),
+        judge.target,
+        epochs=settings.epochs,
+        seed=seed,
+        progress=progress,
+    )
 
 
 def score_head(p: Parameters, lists: RankingLists) -> Floats:
@@ -211,30 +216,41 @@ def _batches(count: int, size: int, rng: np.random.Generator) -> Iterator[npt.ND
 def _keep_best(
     trained: Parameters,
     epoch: Callable[[np.random.Generator], None],
-    judged: Callable[[], float],
+    judged: Callable[[], Floats],
+    target: npt.NDArray[np.int32],
     *,
     epochs: int,
     seed: int,
     progress: Progress | None = None,
-    patience: int = 3,
+    patience: int = 2,
 ) -> float:
-    """Run `epoch` up to `epochs` times and leave the best state (the start included) in `trained`."""
+    """Run `epoch` up to `epochs` times, leave the state of least loss (the start included), return its NDCG@10.
+
+    `judged` scores the judging lists with the present state. Stops after `patience` epochs without progress.
+    """
     import torch
 
     rng = np.random.default_rng(seed)
-    best, best_state, waited = judged(), {n: t.detach().clone() for n, t in trained.items()}, 0
+    scores = judged()
+    best, ndcg, state, waited = list_loss(scores, target), ndcg_at(scores, target), _copy(trained), 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for number in range(epochs):
             epoch(rng)
-            score = judged()
+            scores = judged()
+            loss = list_loss(scores, target)
             if progress is not None:
-                progress(f"epoch {number + 1}: NDCG@10 {score:.4f}", (number + 1) / epochs)
-            waited = 0 if score > best else waited + 1
-            if score > best:
-                best, best_state = score, {n: t.detach().clone() for n, t in trained.items()}
+                text = f"epoch {number + 1}: loss {loss:.4f}, NDCG@10 {ndcg_at(scores, target):.4f}"
+                progress(text, (number + 1) / epochs)
+            waited = 0 if loss < best else waited + 1
+            if loss < best:
+                best, ndcg, state = loss, ndcg_at(scores, target), _copy(trained)
             if waited >= patience:
                 break
     for name, tensor in trained.items():
-        tensor.requires_grad_(False).copy_(best_state[name])
-    return best
+        tensor.requires_grad_(False).copy_(state[name])
+    return ndcg
+
+
+def _copy(parameters: Parameters) -> Parameters:
+    return {n: t.detach().clone() for n, t in parameters.items()}

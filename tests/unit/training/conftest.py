@@ -53,3 +53,19 @@ def patterned_log():
         items = [(genre + 5 * ((start + step) % 20)) % 100 for step in range(14)]
         rows += [(f"u{user}", f"i{item}", 24 * user + step) for step, item in enumerate(items)]
     return log_of(rows)
+
+
+@pytest.fixture
+def make_taste_log():
+    """Users who take every second item from one genre of their own: what features see and no source knows."""
+
+    def make(users):
+        rng = np.random.default_rng(5)
+        rows = []
+        for user in range(users):
+            own = rng.permutation(np.arange(int(rng.integers(5)), 100, 5))[:7]
+            items = np.stack([own, rng.permutation(100)[:7]], axis=1).ravel().tolist()
+            rows += [(f"u{user}", f"i{item}", 24 * user + step) for step, item in enumerate(items)]
+        return log_of(rows)
+
+    return make

@@ -53,16 +53,17 @@ def test_the_item_taken_is_the_target_and_lists_without_it_are_dropped(lists_of,
     assert np.allclose(found.relevance[np.arange(len(found)), found.target], 1.0)
 
 
-def test_the_near_future_is_partly_relevant_and_never_reaches_into_validation(lists_of, patterned_log):
-    hard = lists_of(patterned_log)
-    soft = lists_of(patterned_log, near_future=3, near_future_weight=0.5)
-    assert (hard.relevance.sum(axis=1) == 1.0).all()
-    assert set(np.unique(soft.relevance)) <= {0.0, 0.125, 0.25, 0.5, 1.0}
-    assert (soft.relevance.sum(axis=1) > 1.0).any()
-    last = np.flatnonzero(np.r_[soft.user[1:] != soft.user[:-1], True])
-    tails = soft.take(last[soft.history[last, 0, -1] > 0])
-    final = lists_of(patterned_log).take(last)
-    assert len(tails) == len(final)
+def test_the_near_future_is_partly_relevant_and_never_reaches_into_validation(lists_of, patterned_log, make_log):
+    rows = [
+        (u, i, int(t // 3_600_000))
+        for u, i, t in zip(patterned_log.user_ids, patterned_log.item_ids, patterned_log.timestamps_ms, strict=True)
+    ]
+    later = [(u, "i77" if hour % 24 >= 12 else i, hour) for u, i, hour in rows]  # 12 and 13 validate
+    soft = lists_of(make_log(rows), near_future=3, near_future_weight=0.5)
+    poisoned = lists_of(make_log(later), near_future=3, near_future_weight=0.5)
+    assert (lists_of(make_log(rows)).relevance.sum(axis=1) == 1.0).all()
+    assert set(np.unique(soft.relevance)) == {0.0, 0.125, 0.25, 0.5, 1.0}
+    assert np.array_equal(soft.relevance, poisoned.relevance)
 
 
 def test_seen_items_are_not_candidates(lists_of, patterned_log):

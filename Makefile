@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-LOCK := cluster/requirements/cpu.txt
+LOCK ?= cluster/requirements/cpu.txt
 STAMP := $(VENV)/.installed
 ARGS ?=
 # An index with the torch build you want (CPU or CUDA); passed on to pip.

@@ -29,6 +29,7 @@ class DegradedReason(StrEnum):
     language_unsupported = "language_unsupported"
     fewer_candidates = "fewer_candidates"
     fewer_items = "fewer_items"
+    unknown_attribute = "unknown_attribute"
     query_not_understood = "query_not_understood"
     rank_timeout = "rank_timeout"
     rank_unavailable = "rank_unavailable"
@@ -47,6 +48,7 @@ _RUNG = {
     "reasons": DegradationLevel.template_reasons,
     "language": DegradationLevel.template_reasons,
     "fewer": DegradationLevel.fewer_candidates,
+    "unknown": DegradationLevel.fewer_candidates,
     "query": DegradationLevel.fewer_candidates,
     "rank": DegradationLevel.no_ranker,
     "features": DegradationLevel.stale_profile,

@@ -142,6 +142,9 @@ class RecommendationPipeline:
         if not len(bundle.catalog):
             ctx.degrade(DegradedReason.empty_catalog)
             return Candidates.empty()
+        if not query.filters.keys() <= {*bundle.catalog.label_names, *bundle.catalog.number_names}:
+            # Nothing has the attribute, so little or nothing can pass: say why.
+            ctx.degrade(DegradedReason.unknown_attribute)
         return await run_stage(
             ctx,
             self._settings.retrieve.policy("retrieve"),

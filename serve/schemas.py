@@ -115,10 +115,15 @@ class EventsAnswer(BaseModel):
 
 
 class EvidenceOut(BaseModel):
-    """What a reason may cite."""
+    """What a reason may cite: the user's own items that link to this one, and what they share with it."""
 
     liked: list[str]
+    viewed: list[str]
     shared: list[str]
+    year: int | None
+    source: str | None
+    popular: bool
+    trending: bool
 
 
 class ItemOut(BaseModel):

@@ -73,11 +73,11 @@ def fit_als(
     from scipy.sparse import csr_matrix
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    model = AlternatingLeastSquares(
-        factors=dimension, iterations=rounds, alpha=alpha, regularization=ridge, random_state=0, num_threads=1
-    )
     # implicit parallelises over users itself; BLAS threads inside its threads only stand in each other's way.
     with threadpool_limits(limits=1, user_api="blas"):
+        model = AlternatingLeastSquares(
+            factors=dimension, iterations=rounds, alpha=alpha, regularization=ridge, random_state=0, num_threads=1
+        )
         model.fit(csr_matrix(user_item_matrix(interactions)), show_progress=False)
     factors = np.ascontiguousarray(model.item_factors, np.float32)
     return AlsModel(factors, FlatIndex(factors), alpha=alpha, ridge=ridge)

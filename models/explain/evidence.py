@@ -64,7 +64,8 @@ class Evidence:
     def to_dict(self) -> dict[str, Any]:
         """Return the record as the public API shows it."""
         return {
-            "liked": [i.title for i in self.liked if i.taken != "seed"],
+            "liked": [i.title for i in self.liked if i.taken in ("liked", "bought", "chosen")],
+            "viewed": [i.title for i in self.liked if i.taken == "viewed"],
             "shared": [a.text for a in self.shared],
             "year": self.year,
             "source": self.source,

@@ -81,7 +81,7 @@ def _item_100k(row: Mapping[str, str]) -> dict[str, Any]:
     genres = [g for g in row["class:token_seq"].split() if g != "unknown"]
     number = int(year) if year.isdecimal() else title_year
     shown = f"Untitled film {item_id}" if bare == "unkonwn" else display_title(bare)
-    return {"id": item_id, "title": shown, "attributes": {"genre": genres, "year": number}}
+    return {"id": item_id, "title": shown, "attributes": {"genres": genres, "year": number}}
 
 
 def _rating_100k(row: Mapping[str, str]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _movie(row: Mapping[str, str], overviews: Mapping[str, str]) -> dict[str, An
         "id": row["movieId"],
         "title": display_title(bare),
         "text": text,
-        "attributes": {"genre": genres, "year": year},
+        "attributes": {"genres": genres, "year": year},
     }
 
 

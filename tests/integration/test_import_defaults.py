@@ -43,10 +43,10 @@ def test_movielens_100k_comes_from_its_wheel_whole(cache: Path, tmp_path: Path) 
     assert titles["12"] == "The Usual Suspects" and titles["89"] == "Blade Runner" and titles["267"].startswith("Unt")
     assert not [t for t in titles.values() if t.endswith((", The", ", A", ", An", ", La", ", Les"))]
     by_id = {i.item_id: i for i in dataset.items}
-    assert by_id["195"].labels["genre"] == ("Action", "Sci-Fi", "Thriller") and by_id["195"].numbers["year"] == 1984
+    assert by_id["195"].labels["genres"] == ("Action", "Sci-Fi", "Thriller") and by_id["195"].numbers["year"] == 1984
     assert set(np.unique(dataset.events.values)) == {1, 2, 3, 4, 5}
     assert np.all(np.diff(dataset.events.timestamps_ms) >= 0)
-    assert "unknown" not in {g for i in dataset.items for g in i.labels.get("genre", ())}
+    assert "unknown" not in {g for i in dataset.items for g in i.labels.get("genres", ())}
 
 
 def test_the_default_encoder_comes_from_its_wheel_as_safetensors(cache: Path) -> None:

@@ -4,7 +4,6 @@ Started once, from a folder full of packages named like ours, and stopped by Ctr
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -40,7 +39,7 @@ class Deployment:
     state: Path
     cwd: Path
     settings: list[str]
-    process: subprocess.Popen[str] | None = None
+    process: subprocess.Popen[bytes] | None = None
     url: str = f"http://127.0.0.1:{PORTS['serve.http_port']}"
 
     def command(self, *words: str) -> list[str]:
@@ -50,13 +49,14 @@ class Deployment:
         return subprocess.run(self.command(*words), cwd=self.cwd, capture_output=True, text=True, timeout=timeout)
 
     def start(self) -> None:
-        log = (self.state.parent / f"up-{uuid.uuid4().hex[:6]}.log").open("w")
-        self.process = subprocess.Popen(
-            self.command("up", "--json"), cwd=self.cwd, stdout=subprocess.PIPE, stderr=log, text=True
-        )
-        line = self.process.stdout.readline()  # type: ignore[union-attr]
-        assert line, f"up ended without an answer: {Path(log.name).read_text()[-3000:]}"
-        assert json.loads(line)["ok"]
+        name = self.state.parent / f"up-{uuid.uuid4().hex[:6]}"
+        with name.with_suffix(".log").open("w") as log, name.with_suffix(".out").open("w") as out:
+            self.process = subprocess.Popen(self.command("up", "--json"), cwd=self.cwd, stdout=out, stderr=log)
+        said = name.with_suffix(".out")
+        while not said.read_text() and self.process.poll() is None:
+            time.sleep(0.1)
+        assert said.read_text(), f"up ended without an answer: {name.with_suffix('.log').read_text()[-3000:]}"
+        assert json.loads(said.read_text())["ok"]
 
     def recommend(self, **body: object) -> httpx.Response:
         return httpx.post(f"{self.url}/v1/recommend", json=body, timeout=30)
@@ -88,7 +88,14 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         (hostile / package).mkdir(parents=True)
         (hostile / package / "__init__.py").write_text("raise RuntimeError('a stranger was imported')\n")
     state = root / "state"
-    wanted = {**PORTS, "cluster.state": state, "models.cache": REPO / ".raycommend" / "model-cache"}
+    shared = REPO / ".raycommend"
+    wanted = {
+        **PORTS,
+        "cluster.state": state,
+        "models.cache": shared / "model-cache",
+        # Content-addressed, so a second run finds its embeddings here; never the artifacts a person made.
+        "cluster.artifacts_url": shared / "test-artifacts",
+    }
     settings = [w for name, value in wanted.items() for w in ("--set", f"{name}={value}")]
     settings += [w for override in QUICK_TRAINING for w in ("--set", override)]
     # Prepared from elsewhere, as an operator would; started from the hostile folder, with `python -P` off our path.
@@ -139,7 +146,7 @@ def test_a_streamed_answer_sends_the_list_first_and_reasons_by_the_language_mode
     for _, reason in got[1:-1]:
         assert reason["reason_source"] in ("llm", "cache")
         assert len(str(reason["reason"])) <= 240
-        cited = [titles[str(reason["item_id"])], *reason["evidence"]["liked"]]  # type: ignore[index]
+        cited = [titles[str(reason["item_id"])], *reason["evidence"]["liked"], *reason["evidence"]["viewed"]]  # type: ignore[index]
         shared = [str(s).lower() for s in reason["evidence"]["shared"]]  # type: ignore[index]
         text = str(reason["reason"])
         claims = reason["evidence"]["popular"] or reason["evidence"]["trending"]  # type: ignore[index]
@@ -206,7 +213,6 @@ def test_a_second_start_on_the_same_ports_names_who_holds_them(deployment: Deplo
     settings = list(deployment.settings)
     settings[settings.index(f"cluster.state={deployment.state}")] = f"cluster.state={tmp_path / 'other'}"
     (tmp_path / "other").mkdir()
-    os.symlink(deployment.state / "artifacts", tmp_path / "other" / "artifacts")
     other.command = lambda *words: [str(Path(sys.executable).parent / "raycommend"), *words, *settings]  # type: ignore[method-assign]
     done = other.run("up", timeout=60)
     assert done.returncode == 1

@@ -37,7 +37,7 @@ def test_the_oddities_of_the_100k_set_are_put_right(atomic: Path) -> None:
     quoted, untitled, land = dataset.items
     assert (quoted.title, quoted.labels, quoted.numbers) == (
         'The "Quoted" Film',
-        {"genre": ("Crime", "Sci-Fi")},
+        {"genres": ("Crime", "Sci-Fi")},
         {"year": 1995.0},
     )
     assert (untitled.title, untitled.labels, untitled.numbers) == ("Untitled film 267", {}, {})
@@ -73,7 +73,7 @@ def test_the_small_set_joins_overviews_and_reads_titles_with_commas(tmp_path: Pa
     (tmp_path / "overviews.csv").write_text('movieId,tmdbId,overview,overview_source\n1,5,"A hacker, hunted.",x\n')
     dataset = movielens_small(tmp_path, rejects=tmp_path / "r")
     net, paterson = dataset.items
-    assert (net.title, net.text, net.labels) == ("The Net", "A hacker, hunted.", {"genre": ("Action", "Crime")})
+    assert (net.title, net.text, net.labels) == ("The Net", "A hacker, hunted.", {"genres": ("Action", "Crime")})
     assert (paterson.title, paterson.labels, paterson.numbers) == ("Paterson", {}, {})
     assert list(dataset.events.values) == [4.5] and "TMDB" in dataset.licence
 

@@ -286,6 +286,7 @@ async def test_unknown_items_in_any_list_change_nothing(path: Path) -> None:
 
 async def test_the_real_retriever_in_process_follows_a_user_and_a_query(tiny) -> None:
     with ThreadPoolExecutor(1) as pool:
+        _ = tiny.bundle.engine  # built before the clock runs, as a replica does
         path = Path(tiny.bundle, retriever=EngineRetriever(lambda *_: tiny.bundle, pool))
         ctx, slate = await path.ask(query="a tale of water", k=8, diversity=0.4)
         assert len(slate.item_ids) == 8 and ctx.degraded == []

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+log = logging.getLogger("raycommend.records")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class ServedRecords:
     def __init__(
         self, folder: Path, *, dropped: Callable[[], None], capacity: int = 4096, flush_s: float = 2.0
     ) -> None:
-        """`dropped` is called once per record that did not fit."""
+        """`dropped` is called once per record that did not fit or could not be written."""
         self._folder = folder
         self._dropped = dropped
         self._capacity = capacity
@@ -69,8 +72,15 @@ class ServedRecords:
 
     async def _flush(self) -> None:
         batch, self._queue = self._queue, []
-        if batch:
+        if not batch:
+            return
+        try:
             await asyncio.get_running_loop().run_in_executor(None, write_records, self._folder, batch)
+        except Exception as error:
+            # A full disk costs these records, not the ones after them: draining goes on.
+            log.warning("%d served records could not be written: %s", len(batch), type(error).__name__)
+            for _ in batch:
+                self._dropped()
 
 
 def write_records(folder: Path, records: list[ServedRecord]) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ def import_dataset(
             dataset = importer.run(*given.values(), rejects=rejects, max_bad_rows=limit, progress=progress)
         except (ImportFailed, OSError) as error:
             raise OperatorError(str(error)) from error
+    # A release remembers its data set by name, so the name is that of the folder, whatever the files were called.
+    dataset = replace(dataset, name=name)
     write_dataset(dataset, workspace.dataset_folder(name))
     return dataset
 

@@ -10,6 +10,8 @@ from typer.testing import CliRunner, Result
 
 from cluster import cli
 from cluster.cli import app
+from cluster.config import load_settings
+from cluster.workspace import Workspace
 
 COMMANDS = ("demo", "up", "down", "status", "import", "build", "recommend", "evaluate", "bench")
 
@@ -167,3 +169,13 @@ def test_the_benchmarks_are_listed(run) -> None:
 def test_a_benchmark_s_options_are_checked_before_it_runs(run) -> None:
     assert "--rate 50" in sentence(run("bench", "http", "rate"))
     assert "takes the folder" in sentence(run("bench", "verify"))
+
+
+def test_an_imported_data_set_is_found_again_by_the_name_of_its_importer(run, tmp_path) -> None:
+    (tmp_path / "films.jsonl").write_text('{"id": "1", "title": "A"}\n')
+    (tmp_path / "clicks.jsonl").write_text('{"user": "u", "item": "1", "type": "click", "time": 1700000000000}\n')
+    result = run("import", "generic", "--items", "films.jsonl", "--events", "clicks.jsonl", "--json")
+    assert result.exit_code == 0, result.output
+    settings = load_settings("local", [f"cluster.state={tmp_path / 'state'}"])
+    # A release notes this name, and `up` opens the data set by it.
+    assert Workspace(settings).dataset("generic").name == json.loads(result.stdout)["name"] == "generic"

@@ -28,7 +28,7 @@ from models.retrieval.settings import RetrievalSettings
 from pipelines.dataset import Dataset
 from pipelines.settings import PipelinesSettings
 
-FORMATS = {"catalog": 1, "embeddings": 1, "index": 1, "behaviour": 2, "statistics": 1, "ranker": 1}
+FORMATS = {"catalog": 1, "embeddings": 1, "index": 1, "behaviour": 3, "statistics": 1, "ranker": 1}
 """Version of each kind's files; raise it when the code that writes them changes, and they are made anew."""
 
 Make = Callable[[Path], Mapping[str, Any]]

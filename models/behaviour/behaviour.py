@@ -1,4 +1,4 @@
-"""The behaviour artifact: transitions, sequences and a collaborative model, fitted together from one event log.
+"""The behaviour artifact: transitions, sequences, association rules and a collaborative model, of one event log.
 
 Called by pipelines (fit, save) and by retrieval (load). Knows nothing of users at request time.
 """
@@ -6,7 +6,7 @@ Called by pipelines (fit, save) and by retrieval (load). Knows nothing of users 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,6 +15,7 @@ from models.behaviour.als import AlsModel, fit_als
 from models.behaviour.collaborative import CollaborativeModel
 from models.behaviour.ease import EaseModel, fit_ease
 from models.behaviour.interactions import Interactions, interactions_of
+from models.behaviour.rules import Rules, fit_rules
 from models.behaviour.sequences import Sequences, index_sequences
 from models.behaviour.transitions import Transitions, fit_transitions
 from models.catalog import ItemCatalog
@@ -51,6 +52,12 @@ class BehaviourSettings(BaseModel):
     """Confidence that one event adds in ALS."""
     als_ridge: float = Field(default=0.05, gt=0)
     """ALS's regularisation."""
+    rule_gap_s: float = Field(default=1800.0, ge=0)
+    """A longer pause between two events of a user ends a basket; 0 makes every invoice time a basket of its own."""
+    rule_support: int = Field(default=5, ge=1)
+    """Baskets that must hold both items of an association rule."""
+    rules_per_item: int = Field(default=20, ge=0, le=1000)
+    """The most association rules an item keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,7 @@ class Behaviour:
     transitions: Transitions
     collaborative: CollaborativeModel
     sequences: Sequences
+    rules: Rules
 
     def link(self, row_a: int, row_b: int) -> float:
         """Return how strongly `row_b` followed `row_a` in the log, 0.0 where it never did."""
@@ -70,6 +78,7 @@ class Behaviour:
         self.transitions.save(folder)
         self.collaborative.save(folder)
         self.sequences.save(folder)
+        self.rules.save(folder)
         (folder / _META).write_text(json.dumps({"collaborative": self.collaborative.kind}))
 
     @classmethod
@@ -78,16 +87,26 @@ class Behaviour:
         kind = json.loads((folder / _META).read_text())["collaborative"]
         if kind not in _MODELS:
             raise ValueError(f"{_META}: unknown collaborative model {kind!r}; rebuild the behaviour artifact")
-        return cls(Transitions.load(folder), _MODELS[kind].load(folder), Sequences.load(folder))
+        transitions = Transitions.load(folder)
+        rules = Rules.load(folder, items=len(transitions))
+        return cls(transitions, _MODELS[kind].load(folder), Sequences.load(folder), rules)
 
 
 def fit_behaviour(log: EventLog, catalog: ItemCatalog, settings: BehaviourSettings | None = None) -> Behaviour:
-    """Fit transitions and the collaborative model that suits the catalog's size. Pure; deterministic."""
-    return behaviour_of(interactions_of(log, catalog), settings or BehaviourSettings())
+    """Fit everything, with the collaborative model that suits the catalog's size. Pure; deterministic."""
+    settings = settings or BehaviourSettings()
+    rules = fit_rules(
+        log,
+        catalog,
+        gap_s=settings.rule_gap_s,
+        minimum_support=settings.rule_support,
+        per_item=settings.rules_per_item,
+    )
+    return replace(behaviour_of(interactions_of(log, catalog), settings), rules=rules)
 
 
 def behaviour_of(interactions: Interactions, settings: BehaviourSettings) -> Behaviour:
-    """The same from columns that are already mapped to rows."""
+    """What retrieval reads of it, from columns already mapped to rows; without association rules."""
     transitions = fit_transitions(
         interactions,
         steps=settings.transition_steps,
@@ -95,7 +114,8 @@ def behaviour_of(interactions: Interactions, settings: BehaviourSettings) -> Beh
         distance_power=settings.transition_distance_power,
         backward=settings.transition_backward,
     )
-    return Behaviour(transitions, _collaborative(interactions, settings), index_sequences(interactions))
+    rules = Rules.none(interactions.n_items)
+    return Behaviour(transitions, _collaborative(interactions, settings), index_sequences(interactions), rules)
 
 
 def _collaborative(interactions: Interactions, settings: BehaviourSettings) -> CollaborativeModel:

@@ -71,7 +71,7 @@ def build(settings: Settings, *, dataset: str | None = None) -> BuildReport:
     _check_dimension(settings, workspace, report.release)
     book.save(report.release)
     if running(settings):
-        os.environ.update({**workspace.secrets(), **os.environ})
+        os.environ.update(workspace.secrets())
         say(f"published as epoch {publish(settings, report.release)}")
     return report
 

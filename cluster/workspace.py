@@ -81,22 +81,26 @@ class Workspace:
     def secrets(self) -> dict[str, str]:
         """Return the environment that replicas need, creating what is missing in a file only the owner reads.
 
-        What the environment already holds wins over the file.
+        What the environment holds wins over the file; the URLs of embedded servers are always their own.
         """
         file = self.root / "secrets.json"
         kept: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
         store = self.settings.cluster.store
-        password = kept.setdefault("store_password", secrets.token_hex(24))
-        kept.setdefault("signing_key", secrets.token_hex(32))
-        self.root.mkdir(parents=True, exist_ok=True)
-        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-            json.dump(kept, out)
-        values = {SIGNING_KEY: kept["signing_key"]}
+        made = {"store_password": secrets.token_hex(24), "signing_key": secrets.token_hex(32), **kept}
+        if made != kept:
+            self.root.mkdir(parents=True, exist_ok=True)
+            # Renamed into place: a process that is killed here must not leave half a password behind.
+            draft = file.with_suffix(f".{os.getpid()}.tmp")
+            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+                json.dump(made, out)
+            draft.replace(file)
+        values = {SIGNING_KEY: os.environ.get(SIGNING_KEY, made["signing_key"])}
         if store.mode == "embedded":
-            values[STORE_URL] = f"redis://:{password}@127.0.0.1:{store.port}/0"
-            values[CACHE_URL] = f"redis://:{password}@127.0.0.1:{store.cache_port}/0"
+            # Always our own servers, whatever the environment of an earlier or external deployment says.
+            values[STORE_URL] = f"redis://:{made['store_password']}@127.0.0.1:{store.port}/0"
+            values[CACHE_URL] = f"redis://:{made['store_password']}@127.0.0.1:{store.cache_port}/0"
             return values
-        return {**values, **{n: os.environ[n] for n in (STORE_URL, CACHE_URL, SIGNING_KEY) if n in os.environ}}
+        return {**values, **{n: os.environ[n] for n in (STORE_URL, CACHE_URL) if n in os.environ}}
 
     def store_password(self) -> str:
         """Return the password of the embedded servers."""

@@ -80,13 +80,12 @@ def status(env: Env = "local", set_: Set = None, json: Json = False) -> None:
     """Show what runs, whether it is ready, and which release it serves. Exit code 3 when nothing runs."""
     from cluster.client import ApiClient
     from cluster.ledger import Ledger
-    from cluster.stack import running
+    from cluster.stack import api_url, running
 
     with _operating(env, set_) as settings:
         processes = Ledger(settings.state).alive()
         up_now = running(settings)
-        url = f"http://{settings.serve.host}:{settings.serve.http_port}"
-        state: dict[str, Any] = ApiClient(url).ready() if up_now else {"ready": False}
+        state: dict[str, Any] = ApiClient(api_url(settings)).ready() if up_now else {"ready": False}
         if json:
             listed = [{"pid": p.pid, "name": p.name, "kind": p.kind} for p in processes]
             result({"running": up_now, **state, "processes": listed})
@@ -161,9 +160,10 @@ def recommend(
 ) -> None:
     """Ask a running deployment for recommendations."""
     from cluster.client import ApiClient
+    from cluster.stack import api_url
 
     with _operating(env, set_) as settings:
-        api = ApiClient(url or f"http://127.0.0.1:{settings.serve.http_port}", api_key=api_key)
+        api = ApiClient(url or api_url(settings), api_key=api_key)
         wish: dict[str, Any] = {"user_id": user, "session_id": session, "query": query, "k": k}
         wish = {name: value for name, value in wish.items() if value is not None}
         answer = api.with_reasons(wish) if explain else api.recommend(wish)

@@ -42,7 +42,7 @@ class Stack:
         self._say = say
         self._ledger = Ledger(settings.state)
         self._exit = ExitStack()
-        self.url = f"http://{_reachable(settings.serve.host)}:{settings.serve.http_port}"
+        self.url = api_url(settings)
 
     def __enter__(self) -> Stack:
         self.start()
@@ -256,14 +256,16 @@ def _patient_store(settings: Settings) -> OnlineStore:
 def running(settings: Settings) -> bool:
     """Whether the API of this state folder answers."""
     try:
-        url = f"http://{_reachable(settings.serve.host)}:{settings.serve.http_port}/healthz"
-        return httpx.get(url, timeout=1.0).status_code == 200
+        return httpx.get(f"{api_url(settings)}/healthz", timeout=1.0).status_code == 200
     except httpx.HTTPError:
         return False
 
 
-def _reachable(host: str) -> str:
-    return "127.0.0.1" if host in ("0.0.0.0", "localhost") else host
+def api_url(settings: Settings) -> str:
+    """Return where this machine reaches the API, without a slash at the end."""
+    of = settings.serve
+    host = "127.0.0.1" if of.host in ("0.0.0.0", "localhost") else of.host
+    return f"http://{host}:{of.http_port}{of.route_prefix.rstrip('/')}"
 
 
 def log_folder(settings: Settings) -> Path:

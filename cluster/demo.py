@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich.panel import Panel
@@ -14,6 +15,7 @@ from rich.panel import Panel
 from cluster.client import ApiClient
 from cluster.config import Settings
 from cluster.console import answer_table, result, say, stdout, timings
+from cluster.errors import OperatorError
 from cluster.prepare import build, import_dataset
 from cluster.stack import Stack
 from cluster.workspace import Workspace
@@ -41,8 +43,10 @@ def run_demo(settings: Settings, *, once: bool, as_json: bool) -> None:
             _wait_for_interrupt()
         say("stopping")
     if as_json:
-        ok = bool(first["items"]) and bool(second["items"]) and first["items"] != second["items"]
+        ok = shows_the_product(first, second)
         result({"ok": ok, "first": first, "second": second, "setup_s": round(setup_s, 1), "start_s": round(start_s, 1)})
+        if not ok:
+            raise OperatorError("the second list does not reflect the click, or no reason was written by the model")
 
 
 def _prepare(settings: Settings) -> Dataset:
@@ -78,6 +82,14 @@ def _something_else(dataset: Dataset, first: dict[str, Any]) -> str:
     for item in dataset.events.item_ids:
         counts[item] = counts.get(item, 0) + 1
     return max((i for i in counts if i not in touched | shown), key=lambda i: (counts[i], i))
+
+
+def shows_the_product(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether the click moved the list, and the model (now or, from the cache, before) wrote reasons for both."""
+    # By item: the proofs of impression in the items differ between any two answers.
+    lists = [[item["item_id"] for item in answer["items"]] for answer in (first, second)]
+    written = [any(i["reason_source"] in ("llm", "cache") for i in answer["items"]) for answer in (first, second)]
+    return lists[0] != lists[1] and all(written)
 
 
 def _show(dataset: Dataset, first: dict[str, Any], second: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 Called by `RedisStore` and the stream consumer. Knows nothing of servers; `functions.lua` reads the same formats.
 
 * ring record: version u8, type u8, time i64 (ms), value f32, item id; big-endian
+* stream entry: `d` the payload, `n` where the item was new to the owner, `p` the owner's newest ring record before it
 * stream payload: a ring record's 14 bytes, then owner, event id, item id, decision id, joined by NUL
 * seen set: 8 bytes of header, then 64-bit hashes, little-endian, oldest first
 """
@@ -15,14 +16,18 @@ import struct
 import numpy as np
 import numpy.typing as npt
 
-from models.events import Event, EventType
+from models.events import POSITIVE_TYPES, Event, EventType
 from models.features import UserFeatures
+from models.ids import is_valid_id
+from models.store.checks import check_events
 from models.store.port import SCHEMA_VERSION
+from models.store.streams import Previous, StreamEntry
 
 _HEADER = struct.Struct(">BBqf")
 _COLUMNS = np.dtype([("version", "u1"), ("type", "u1"), ("time", ">i8"), ("value", ">f4")])
 _SEEN_HEADER = bytes([SCHEMA_VERSION]) + b"seen\0\0\0"
 _IS_TYPE = np.isin(np.arange(256), [int(t) for t in EventType])
+_POSITIVE = frozenset(int(t) for t in POSITIVE_TYPES)
 _NOT_ASCII = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -48,6 +53,26 @@ def decode_stream(payload: bytes) -> Event | None:
         return None
     kind, time_ms, value = head
     return Event(event_id, owner, EventType(kind), time_ms, item_id or None, value, decision_id or None)
+
+
+def decode_entry(entry_id: bytes, fields: list[bytes] | None) -> StreamEntry:
+    """Return a stream entry; its `event` is None, with a reason, where it could not be applied."""
+    found = dict(zip(fields[::2], fields[1::2], strict=False)) if fields else {}
+    payload = found.get(b"d", b"")
+    event, reason = decode_stream(payload), None
+    if event is None:
+        reason = "trimmed before it was read" if fields is None else "not an event of this schema"
+    else:
+        try:
+            check_events([event])
+        except ValueError as error:
+            event, reason = None, str(error)
+    head = _read_header(found.get(b"p", b""))
+    previous = None
+    if head is not None and head[0] in _POSITIVE:
+        previous = Previous(found[b"p"][_HEADER.size :].decode("ascii", errors="replace"), head[1])
+        previous = previous if is_valid_id(previous.item_id) else None
+    return StreamEntry(entry_id.decode(), event, new=b"n" in found, previous=previous, reason=reason, payload=payload)
 
 
 def dedupe_digest(event: Event) -> bytes:

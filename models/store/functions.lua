@@ -16,9 +16,8 @@ end
 
 -- Put a record into the ring, which is ordered by time and, within one time, by arrival.
 -- LINSERT finds the first equal value: the pivot is the first record that is newer, so no equal one precedes it.
-local function push(ring, record, limit)
+local function push(ring, record, limit, newest)
   local length
-  local newest = redis.call("LINDEX", ring, -1)
   local time, newest_time = time_of(record), newest and time_of(newest)
   if newest and not (newest_time and newest_time <= time) then
     for _, other in ipairs(redis.call("LRANGE", ring, 0, -1)) do
@@ -44,16 +43,18 @@ local function has(seen, hash, limit)
   end
 end
 
--- Add a hash to the seen set; returns the set. Cutting waits until an eighth is surplus, because it rewrites the value.
-local function see(key, seen, hash, limit)
-  if not seen then
-    seen = redis.call("GET", key)
-    if not seen or string.sub(seen, 1, 8) ~= SEEN_HEADER or #seen % 8 ~= 0 then
-      seen = SEEN_HEADER
-      redis.call("SET", key, seen)
-    end
+-- The seen set under a key, started anew where there is none or the bytes are not one.
+local function load_seen(key)
+  local seen = redis.call("GET", key)
+  if not seen or string.sub(seen, 1, 8) ~= SEEN_HEADER or #seen % 8 ~= 0 then
+    seen = SEEN_HEADER
+    redis.call("SET", key, seen)
   end
-  if has(seen, hash, limit) then return seen end
+  return seen
+end
+
+-- Add a hash that the seen set lacks; returns the set. Cutting waits until an eighth is surplus, because it rewrites it.
+local function see(key, seen, hash, limit)
   seen = seen .. hash
   if (#seen - 8) / 8 > limit + limit / 8 then
     seen = SEEN_HEADER .. string.sub(seen, -limit * 8)
@@ -68,6 +69,8 @@ end
 -- ARGV: now ms, dedupe ms, ring limit, seen limit, stream length (0: profiles only), number of owners; life in ms of each owner (0: for
 -- ever); owner number, ring record, item hash, stream payload of each event (the middle two empty: stream only).
 -- Returns 1 (accepted) or 0 (duplicate) for each event.
+-- A stream entry is `d` (the payload) and what only this step knows: `n` where the owner had not seen the item, `p` with
+-- the record that was the newest of the ring.
 local function append(keys, args)
   local now, dedupe, ring_limit, seen_limit = args[1], args[2], tonumber(args[3]), tonumber(args[4])
   local owners = tonumber(args[6])
@@ -82,11 +85,18 @@ local function append(keys, args)
       statuses[event] = 0
     else
       local owner, record, hash = tonumber(args[at]), args[at + 1], args[at + 2]
-      if args[5] ~= "0" then redis.call("XADD", keys[1], "MAXLEN", "~", args[5], "*", "d", args[at + 3]) end
+      local base, entry, newest, new = 1 + (owner - 1) * 3, {"d", args[at + 3]}, nil, false
       if record ~= "" then
-        local base = 1 + (owner - 1) * 3
-        push(keys[base + 1], record, ring_limit)
-        seen[owner] = see(keys[base + 2], seen[owner], hash, seen_limit)
+        newest = redis.call("LINDEX", keys[base + 1], -1)
+        seen[owner] = seen[owner] or load_seen(keys[base + 2])
+        new = not has(seen[owner], hash, seen_limit)
+        if new then entry[3], entry[4] = "n", "1" end
+        if newest then entry[#entry + 1], entry[#entry + 2] = "p", newest end
+      end
+      if args[5] ~= "0" then redis.call("XADD", keys[1], "MAXLEN", "~", args[5], "*", unpack(entry)) end
+      if record ~= "" then
+        push(keys[base + 1], record, ring_limit, newest)
+        if new then seen[owner] = see(keys[base + 2], seen[owner], hash, seen_limit) end
         taken[owner] = (taken[owner] or 0) + 1
       end
       -- Last: where a step above fails, a retry is not mistaken for a duplicate.
@@ -133,6 +143,71 @@ local function move_release(keys, args)
   return 1
 end
 
+-- KEYS: stream, state of a consumer group. ARGV: group, consumer, count, `0` for entries that were taken and not committed
+-- or `>` for new ones. Returns the group's position and the entries. A group that is missing goes on at its position.
+local function take(keys, args)
+  local position = redis.call("HGET", keys[2], "=position") or "0-0"
+  if redis.call("EXISTS", keys[1]) == 0 then return {position, {}} end
+  local read = {"XREADGROUP", "GROUP", args[1], args[2], "COUNT", args[3], "STREAMS", keys[1], args[4]}
+  local reply = redis.pcall(unpack(read))
+  if reply and reply.err and string.find(reply.err, "NOGROUP", 1, true) then
+    redis.call("XGROUP", "CREATE", keys[1], args[1], position)
+    reply = redis.pcall(unpack(read))
+  end
+  if reply and reply.err then return reply end
+  return {position, reply and reply[1][2] or {}}
+end
+
+-- KEYS: stream, state of a consumer group, dead letters. ARGV: group, expected position, new position, length of the
+-- dead-letter stream, number of fields, number of dead letters; field, value (empty: remove) of each; id, reason,
+-- payload of each; ids that are done with, oldest first. Returns 1, or 0 without effect where somebody else moved the
+-- position or an older entry is still taken by somebody: effects happen in the order of the stream, once.
+local function commit(keys, args)
+  if (redis.call("HGET", keys[2], "=position") or "0-0") ~= args[2] then return 0 end
+  local at, fields, dead = 7, tonumber(args[5]), tonumber(args[6])
+  local first = at + fields * 2 + dead * 3
+  if args[first] then
+    local oldest = redis.call("XPENDING", keys[1], args[1])[2]
+    if oldest ~= args[first] then return 0 end
+  end
+  for _ = 1, fields do
+    if args[at + 1] == "" then redis.call("HDEL", keys[2], args[at]) else redis.call("HSET", keys[2], args[at], args[at + 1]) end
+    at = at + 2
+  end
+  for _ = 1, dead do
+    redis.call("XADD", keys[3], "MAXLEN", "~", args[4], "*", "id", args[at], "why", args[at + 1], "d", args[at + 2])
+    at = at + 3
+  end
+  redis.call("HSET", keys[2], "=position", args[3], "=v", SCHEMA)
+  for from = first, #args, 1000 do
+    redis.call("XACK", keys[1], args[1], unpack(args, from, math.min(from + 999, #args)))
+  end
+  return 1
+end
+
+-- KEYS: stream, state of a consumer group. ARGV: group. Returns how many entries lie behind the position (at most:
+-- trimming hides what was read) and for how many ms the oldest of them has waited.
+local function lag(keys, args)
+  local position = redis.call("HGET", keys[2], "=position") or "0-0"
+  local next = redis.call("XRANGE", keys[1], "(" .. position, "+", "COUNT", 1)[1]
+  if not next then return {0, 0} end
+  local behind = redis.call("XLEN", keys[1])
+  for _, group in ipairs(redis.call("XINFO", "GROUPS", keys[1])) do
+    local info = {}
+    for i = 1, #group, 2 do info[group[i]] = group[i + 1] end
+    if info["name"] == args[1] and info["lag"] then behind = info["lag"] + info["pending"] end
+  end
+  local now = redis.call("TIME")
+  local since = now[1] * 1000 + math.floor(now[2] / 1000) - string.match(next[1], "^%d+")
+  return {behind, math.max(0, since)}
+end
+
+-- KEYS: published statistics. ARGV: body. Returns their new version.
+local function publish(keys, args)
+  redis.call("HSET", keys[1], "v", SCHEMA, "body", args[1])
+  return redis.call("HINCRBY", keys[1], "version", 1)
+end
+
 -- KEYS: meta. ARGV: buckets, schema. Fixes both at the first start; returns what is fixed.
 local function fix_meta(keys, args)
   redis.call("HSETNX", keys[1], "buckets", args[1])
@@ -144,3 +219,7 @@ redis.register_function("rc_append_@VERSION@", append)
 redis.register_function{function_name = "rc_fetch_@VERSION@", callback = fetch, flags = {"no-writes"}}
 redis.register_function("rc_move_release_@VERSION@", move_release)
 redis.register_function("rc_fix_meta_@VERSION@", fix_meta)
+redis.register_function("rc_take_@VERSION@", take)
+redis.register_function("rc_commit_@VERSION@", commit)
+redis.register_function{function_name = "rc_lag_@VERSION@", callback = lag, flags = {"no-writes"}}
+redis.register_function("rc_publish_@VERSION@", publish)

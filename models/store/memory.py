@@ -17,6 +17,7 @@ from models.features import ANONYMOUS, UserFeatures
 from models.ids import bucket_of, hash64
 from models.store.checks import SESSION_PREFIX, check_events, check_tenant, merge_features
 from models.store.port import STREAM_ONLY, Durability, EventStatus, StoreLimits, StoreUnavailable
+from models.store.streams import StreamEntry, previous_of
 
 
 @dataclass(slots=True)
@@ -27,10 +28,13 @@ class _Profile:
 
 
 @dataclass(slots=True)
-class _Tenant:
+class Tenant:
+    """Everything a tenant has here. `streams` holds one list of entries per bucket, oldest first."""
+
     profiles: dict[str, _Profile] = field(default_factory=dict)
     once: dict[tuple[str, str], float] = field(default_factory=dict)  # (owner, event id) -> expiry, oldest first
-    streams: dict[int, list[Event]] = field(default_factory=dict)
+    streams: dict[int, list[StreamEntry]] = field(default_factory=dict)
+    arrived: int = 0
     release: tuple[str | None, int] = (None, 0)
 
 
@@ -50,7 +54,7 @@ class MemoryStore:
         self._limits = limits or StoreLimits()
         self._durability = durability
         self._require_durable = require_durable
-        self._tenants: dict[str, _Tenant] = {}
+        self._tenants: dict[str, Tenant] = {}
         self._now_ms = 0
 
     async def append(
@@ -64,23 +68,33 @@ class MemoryStore:
                 "events in memory are lost with the process: pass require_durable=False to accept that"
             )
         self._now_ms = max(self._now_ms, now_ms)
-        state = self._tenants.setdefault(tenant, _Tenant())
+        state = self._tenants.setdefault(tenant, Tenant())
         return [self._apply(state, event, to_stream) for event in events]
 
-    def _apply(self, state: _Tenant, event: Event, to_stream: bool) -> EventStatus:
+    def _apply(self, state: Tenant, event: Event, to_stream: bool) -> EventStatus:
         once = (event.owner, event.event_id)
         if state.once.get(once, 0) > self._now_ms:
             return EventStatus.duplicate
         state.once[once] = self._now_ms + self._limits.dedupe_s * 1000
         if to_stream:
             stream = state.streams.setdefault(bucket_of(event.owner, buckets=self._limits.buckets), [])
-            stream.append(event)
+            stream.append(self._entry(state, event))
             del stream[: -self._limits.stream_events]
         if event.type not in STREAM_ONLY:
             self._take(state, event)
         return EventStatus.accepted
 
-    def _take(self, state: _Tenant, event: Event) -> None:
+    def _entry(self, state: Tenant, event: Event) -> StreamEntry:
+        """Return the stream entry of an event that the profile does not hold yet."""
+        state.arrived += 1
+        entry_id = f"{self._now_ms}-{state.arrived}"
+        if event.type in STREAM_ONLY:
+            return StreamEntry(entry_id, event)
+        profile = self._profile(state, event.owner) or _Profile()
+        new, newest = hash64(event.item_id or "") not in profile.seen, profile.ring[-1] if profile.ring else None
+        return StreamEntry(entry_id, event, new=new, previous=None if newest is None else previous_of(newest))
+
+    def _take(self, state: Tenant, event: Event) -> None:
         profile = self._profile(state, event.owner)
         if profile is None:
             profile = state.profiles[event.owner] = _Profile()
@@ -92,7 +106,7 @@ class MemoryStore:
         if event.owner.startswith(SESSION_PREFIX):
             profile.expires_ms = self._now_ms + self._limits.session_s * 1000
 
-    def _profile(self, state: _Tenant, owner: str) -> _Profile | None:
+    def _profile(self, state: Tenant, owner: str) -> _Profile | None:
         profile = state.profiles.get(owner)
         return profile if profile is not None and profile.expires_ms > self._now_ms else None
 
@@ -101,11 +115,11 @@ class MemoryStore:
     ) -> UserFeatures:
         """See `OnlineStore.fetch`."""
         check_tenant(tenant)
-        state = self._tenants.get(tenant, _Tenant())
+        state = self._tenants.get(tenant, Tenant())
         user, session = (self._features(state, name) for name in (owner, session_owner))
         return merge_features(user, session, limit=self._limits.recent_events)
 
-    def _features(self, state: _Tenant, owner: str | None) -> UserFeatures:
+    def _features(self, state: Tenant, owner: str | None) -> UserFeatures:
         profile = self._profile(state, owner) if owner else None
         if profile is None:
             return ANONYMOUS
@@ -122,12 +136,12 @@ class MemoryStore:
     async def read_release(self, tenant: str) -> tuple[str | None, int]:
         """See `OnlineStore.read_release`."""
         check_tenant(tenant)
-        return self._tenants.get(tenant, _Tenant()).release
+        return self._tenants.get(tenant, Tenant()).release
 
     async def move_release(self, tenant: str, text: str, *, expected_epoch: int) -> bool:
         """See `OnlineStore.move_release`."""
         check_tenant(tenant)
-        state = self._tenants.setdefault(tenant, _Tenant())
+        state = self._tenants.setdefault(tenant, Tenant())
         if state.release[1] != expected_epoch:
             return False
         state.release = (text, expected_epoch + 1)

@@ -117,7 +117,7 @@ class RedisStore:
     ) -> tuple[str, Command]:
         limits = self._limits
         owners = {owner: i + 1 for i, owner in enumerate(dict.fromkeys(e.owner for e in events))}
-        tag = _tag(tenant, bucket)
+        tag = tag_of(tenant, bucket)
         keys: list[str | bytes] = [tag + "ev"]
         keys += [tag + part + owner for owner in owners for part in ("r:", "s:", "p:")]
         keys += [(tag + "e:").encode() + codec.dedupe_digest(event) for event in events]
@@ -131,7 +131,7 @@ class RedisStore:
             args.append(codec.encode_record(event) if stored else b"")
             args.append(hash64(event.item_id or "").to_bytes(8, "little") if stored else b"")
             args.append(codec.encode_stream(event))
-        return tag, _fcall("rc_append", keys, args)
+        return tag, fcall("rc_append", keys, args)
 
     async def fetch(
         self, tenant: str, owner: str | None, session_owner: str | None, *, timeout_s: float
@@ -143,13 +143,13 @@ class RedisStore:
             return ANONYMOUS
         calls = []
         for name in owners:
-            tag = _tag(tenant, bucket_of(name, buckets=self._limits.buckets))
+            tag = tag_of(tenant, bucket_of(name, buckets=self._limits.buckets))
             keys: list[str | bytes] = [f"{tag}r:{name}", f"{tag}s:{name}"]
-            calls.append((tag, _fcall("rc_fetch", keys, [self._limits.seen_items], command="FCALL_RO")))
+            calls.append((tag, fcall("rc_fetch", keys, [self._limits.seen_items], command="FCALL_RO")))
         async with self._bound(timeout_s):
             await self._check_meta()
             replies = await self._call(calls)
-        found = [self._decoded(_checked(reply)) for reply in replies]
+        found = [self._decoded(checked(reply)) for reply in replies]
         return found[0] if len(found) == 1 else merge_features(*found, limit=self._limits.recent_events)
 
     def _decoded(self, reply: Any) -> UserFeatures:
@@ -164,7 +164,7 @@ class RedisStore:
         async with self._bound(self._write_timeout_s):
             await self._check_meta()
             (reply,) = await self._call([(key, ("HMGET", key, "text", "epoch"))])
-        text, epoch = _checked(reply)
+        text, epoch = checked(reply)
         return (None, 0) if text is None else (text.decode(), int(epoch))
 
     async def move_release(self, tenant: str, text: str, *, expected_epoch: int) -> bool:
@@ -174,9 +174,9 @@ class RedisStore:
         async with self._bound(self._write_timeout_s):
             await self._check_meta()
             wait_ms = await self._confirm()
-            call = _fcall("rc_move_release", [key], [text, expected_epoch])
+            call = fcall("rc_move_release", [key], [text, expected_epoch])
             (reply,) = await self._call([(key, call)], wait_ms=wait_ms)
-        return bool(_checked(reply))
+        return bool(checked(reply))
 
     async def durability(self) -> Durability:
         """See `OnlineStore.durability`."""
@@ -187,7 +187,7 @@ class RedisStore:
         """See `OnlineStore.ping`."""
         async with self._bound(self._write_timeout_s):
             for reply in (await self._servers.everywhere(("PING",))).values():
-                _checked(reply)
+                checked(reply)
             await self._check_meta()
 
     async def close(self) -> None:
@@ -221,8 +221,8 @@ class RedisStore:
         if self._meta_checked:
             return
         wanted = {"buckets": self._limits.buckets, "schema version": SCHEMA_VERSION}
-        (reply,) = await self._call([(META_KEY, _fcall("rc_fix_meta", [META_KEY], list(wanted.values())))])
-        for (name, mine), fixed in zip(wanted.items(), _checked(reply), strict=True):
+        (reply,) = await self._call([(META_KEY, fcall("rc_fix_meta", [META_KEY], list(wanted.values())))])
+        for (name, mine), fixed in zip(wanted.items(), checked(reply), strict=True):
             if int(fixed) != mine:
                 raise StoreMismatch(
                     f"this store was created with {name} {int(fixed)}, this process wants {mine}: "
@@ -260,11 +260,13 @@ class RedisStore:
         return set(self._confirmations.values())
 
 
-def _tag(tenant: str, bucket: int) -> str:
+def tag_of(tenant: str, bucket: int) -> str:
+    """Return what all keys of a bucket start with: it puts them into one slot."""
     return f"{{{tenant}:{bucket}}}"
 
 
-def _fcall(name: str, keys: Sequence[str | bytes], args: Sequence[Any], *, command: str = "FCALL") -> Command:
+def fcall(name: str, keys: Sequence[str | bytes], args: Sequence[Any], *, command: str = "FCALL") -> Command:
+    """Return the call of one of our server-side functions."""
     return (command, f"{name}_{_library()[1]}", len(keys), *keys, *args)
 
 
@@ -290,7 +292,8 @@ def _str(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _checked(reply: Result) -> Any:
+def checked(reply: Result) -> Any:
+    """Return a reply, or raise the error it is."""
     if isinstance(reply, StoreError):
         raise reply
     return reply

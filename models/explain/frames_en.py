@@ -55,7 +55,7 @@ FRAMES: dict[str, tuple[str, ...]] = {
         "{item} is a [frequent|common|well-worn] next [step|pick|choice] after {one}[|, which you {verb}].",
         "You {verb} {one}; [many|plenty of] people [go on to|continue with|move on to] {item} [next|from there|after that].",
         "[People|Others] who [pick|choose|go for] {one} [often|frequently] [pick|choose|go for] {item} [too|as well|next].",
-        "{one} and {item} [often|frequently] [go|are picked|are chosen] together[|, so give it a try|, so have a look].",
+        "{one} and {item} [often go|frequently go|are often picked|are frequently picked|are often chosen] together[|, so give it a try|, so have a look].",
         "After {one}, {item} is where [many|plenty of] people [go|turn|head] next[|, so give it a try].",
         "[A common|A frequent] next [step|pick|choice] for people who [picked|chose|went for] {one}.",
         "[Next stop|Next up] after {one}: {item}, a [frequent|common] [pairing|combination].",
@@ -63,7 +63,7 @@ FRAMES: dict[str, tuple[str, ...]] = {
     "meaning": (
         "{item} is close in [theme|spirit|subject|tone] to {liked}[|, which you {verb}][|, so give it a try].",
         "[Because|Since|As|Given that] you {verb} {liked}, you [may|might|could] [like|enjoy|appreciate|want to try] {item}, which is close in [theme|spirit|subject|tone].",
-        "In [theme|spirit|subject|tone], {item} is [near|close] to {liked}[|, so it may suit you|, so have a look].",
+        "In [theme|spirit|subject|tone], {item} is close to {liked}[|, so it may suit you|, so have a look].",
         "You {verb} {liked}, and {item} [covers|explores|treads] [similar|related|neighbouring] ground.",
         "{item} [covers|explores] [ground|territory] [similar|close|related] to that of {liked}[|, so it may suit you].",
         "If {one} [suited you|was right for you|hit the spot], {item} is [similar|close] in [theme|spirit|subject|tone].",

@@ -36,7 +36,7 @@ ENGLISH = frozenset(
     stands start step still stop streak subject such suggested suggestion suggestions suit suited suits
     take tap territory thanks that the their them then theme there these thing this time title titles to today together tone too
     treads trending try turn turning two twist
-    up use usual
+    up use usual very
     viewed
     want was well well-worn went were what where which who why will with work world worth wrong
     yet you your days added off

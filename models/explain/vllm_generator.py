@@ -26,6 +26,7 @@ from models.explain.prompt import PromptBuilder
 from models.explain.reaper import MARK, Reaper
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+_SHUTDOWN_S = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -190,9 +191,9 @@ class VllmGenerator:
         """See `Generator.close`."""
         engine, self._engine = self._engine, None
         reaper, self._reaper = self._reaper, None
+        self._prompts = None
         if engine is not None:
-            with contextlib.suppress(Exception):  # a dead engine may fail in any way; the reaper ends what is left
-                await asyncio.to_thread(engine.shutdown)
+            await _end(engine)
             del engine
             gc.collect()  # vLLM's objects are a cycle whose finaliser fails when it runs at interpreter exit
         if reaper is not None:
@@ -223,6 +224,17 @@ class VllmGenerator:
                 **place,
             )
             return AsyncLLM.from_engine_args(arguments)
+
+
+async def _end(engine: Any) -> None:
+    """Stop an engine and close what its own shutdown leaves open; a dead engine may fail in any way."""
+    if engine.output_handler is not None:
+        engine.output_handler.cancel()  # else it logs the end of the engine as an error
+    with contextlib.suppress(Exception):
+        await asyncio.to_thread(engine.shutdown, _SHUTDOWN_S)
+    await asyncio.sleep(0)  # the sockets are closed by a callback of this loop
+    with contextlib.suppress(Exception):
+        engine.engine_core.resources.ctx.destroy(linger=0)
 
 
 def engine_dtype(dtype: Dtype, *, cuda: bool, cpu_flags: frozenset[str] | None = None) -> str:

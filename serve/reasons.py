@@ -22,24 +22,36 @@ from serve.ports import Explainer, ReasonTask
 log = logging.getLogger("raycommend.reasons")
 CACHE_LOOKUP_MS = 50.0
 """What an answer without time for the LLM may wait for cached reasons."""
+SLACK_MS = 250.0
+"""Beyond its budget: the explainer itself answers with templates when its own clock runs out."""
+_NOT_WRITTEN = frozenset({"queue_full", "deadline", "engine"})
+"""Why a template stands where the caller gave the model time; a sentence that the checker refused is no shortage."""
 
 
 async def write_reasons(
     ctx: RequestContext, explainer: Explainer, evidence: Sequence[Evidence], *, language: str, deadline_ms: float
 ) -> AsyncIterator[Reason]:
-    """Yield exactly one reason per record, in the order they are finished, within `deadline_ms` (0: no LLM)."""
+    """Yield exactly one reason per record, in the order they are finished, within `deadline_ms` (0: no LLM).
+
+    Templates where the caller gave the model time are noted in `ctx`.
+    """
     allow_llm = deadline_ms > 0 and ctx.planned < DegradationLevel.template_reasons
     budget_ms = deadline_ms if allow_llm else min(CACHE_LOOKUP_MS, max(1.0, ctx.deadline.remaining_ms()))
     call = StageCall(ctx.tenant, ctx.release_id, budget_ms)
     task = ReasonTask(tuple(evidence), language, ctx.tenant, budget_ms, allow_llm)
     missing = set(range(len(evidence)))
-    # Some slack: the explainer itself answers with templates when its own clock runs out.
-    ends = asyncio.get_running_loop().time() + budget_ms / 1000.0 + 0.25
+    if missing and deadline_ms > 0 and not allow_llm:
+        ctx.degrade(DegradedReason.reasons_incomplete)
+    # Without the model it is the list that waits, so nothing may be added to its deadline.
+    most_ms = budget_ms + SLACK_MS if allow_llm else min(budget_ms + SLACK_MS, max(1.0, ctx.deadline.remaining_ms()))
+    ends = asyncio.get_running_loop().time() + most_ms / 1000.0
     try:
         async with aclosing(explainer.explain(call, task)) as stream:  # type: ignore[type-var]
             while (reason := await _next(stream, ends)) is not None:
                 if reason.slot in missing:
                     missing.discard(reason.slot)
+                    if reason.fallback in _NOT_WRITTEN:
+                        ctx.degrade(DegradedReason.reasons_incomplete)
                     yield reason
     except (ContractViolation, GeneratorExit, asyncio.CancelledError):
         raise

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,10 +103,11 @@ class RecommendService:
         yield "items", self._close(decision, "stream")
         if request.explain:
             deadline_ms = self._reasons_deadline(request, default_ms=self._settings.stream_reasons_deadline_ms)
-            async for reason in self._reasons(decision, deadline_ms):
-                item = decision.items[reason.slot]
-                _attach(item, reason)
-                yield "reason", {k: item[k] for k in ("item_id", "rank", "reason", "reason_source", "evidence")}
+            async with aclosing(self._reasons(decision, deadline_ms)) as reasons:  # type: ignore[type-var]
+                async for reason in reasons:
+                    item = decision.items[reason.slot]
+                    _attach(item, reason)
+                    yield "reason", {k: item[k] for k in ("item_id", "rank", "reason", "reason_source", "evidence")}
         ctx = decision.ctx
         ctx.timings_ms["reasons"] = (time.perf_counter() - started) * 1000.0 - ctx.timings_ms["total"]
         yield "done", {"request_id": ctx.request_id, **_degradation(ctx), "timings_ms": _rounded(ctx.timings_ms)}
@@ -178,9 +180,11 @@ class RecommendService:
         written = write_reasons(
             decision.ctx, self._explainer, decision.evidence, language=decision.language, deadline_ms=deadline_ms
         )
-        async for reason in written:
-            self._metrics.reason(reason.source)
-            yield reason
+        # Closed here and now when the reader leaves, not when garbage is collected: it holds a call to the engine.
+        async with aclosing(written) as reasons:  # type: ignore[type-var]
+            async for reason in reasons:
+                self._metrics.reason(reason.source)
+                yield reason
 
     def _reasons_deadline(self, request: RecommendRequest, *, default_ms: int) -> float:
         wanted = default_ms if request.reasons_deadline_ms is None else request.reasons_deadline_ms

@@ -25,15 +25,6 @@ async def test_what_is_queued_is_written_when_the_replica_stops(tmp_path) -> Non
     assert written(tmp_path) == ["d1", "d2"]
 
 
-async def test_what_does_not_fit_is_dropped_and_counted(tmp_path) -> None:
-    lost: list[int] = []
-    records = ServedRecords(tmp_path, dropped=lambda: lost.append(1), capacity=2)
-    for number in range(5):
-        records.put(record(number))
-    await records.stop()
-    assert len(lost) == 3 and written(tmp_path) == ["d0", "d1"]
-
-
 async def test_a_disk_that_refuses_costs_its_records_and_draining_goes_on(tmp_path) -> None:
     folder, lost = tmp_path / "records", asyncio.Event()
     folder.write_text("a file where the folder should be")

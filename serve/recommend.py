@@ -115,7 +115,8 @@ class RecommendService:
     async def _decide(
         self, request: RecommendRequest, *, tenant: str, request_id: str, planned: DegradationLevel
     ) -> _Decision:
-        deadline_ms = min(request.deadline_ms, self._settings.max_deadline_ms)
+        wanted_ms = self._settings.default_deadline_ms if request.deadline_ms is None else request.deadline_ms
+        deadline_ms = min(wanted_ms, self._settings.max_deadline_ms)
         ctx = RequestContext(
             request_id=request_id,
             tenant=tenant,

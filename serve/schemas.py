@@ -64,7 +64,7 @@ class RecommendRequest(_Closed):
     filters: dict[AttributeName, FilterSpec] = Field(default_factory=dict, max_length=16)
     diversity: float = Field(0.0, ge=0.0, le=1.0, strict=True)
     profiling: StrictBool = True
-    deadline_ms: StrictInt = Field(DEFAULT_DEADLINE_MS, ge=1, le=60_000)
+    deadline_ms: StrictInt | None = Field(None, ge=1, le=60_000)
     reasons_deadline_ms: StrictInt | None = Field(None, ge=0, le=120_000)
     debug: StrictBool = False
 

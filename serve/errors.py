@@ -3,6 +3,7 @@
     RecommendError
     ├── ClientError            the caller must change something
     │   ├── InvalidRequest
+    │   ├── NotFound       what the path names is not there
     │   └── Unauthorised
     ├── OverloadError          try again later; carries `retry_after_s`
     ├── DependencyError        a store or model that a stage needs is not there
@@ -38,6 +39,10 @@ class ClientError(RecommendError):
 
 class InvalidRequest(ClientError):
     """The request is well-formed JSON that the contract refuses."""
+
+
+class NotFound(ClientError):
+    """What the path names does not exist."""
 
 
 class Unauthorised(ClientError):
@@ -82,6 +87,7 @@ class HttpError:
 
 HTTP_ERRORS: dict[type[RecommendError], HttpError] = {
     InvalidRequest: HttpError(422, "Invalid request"),
+    NotFound: HttpError(404, "Not found"),
     Unauthorised: HttpError(401, "Unauthorised"),
     ClientError: HttpError(400, "Bad request"),
     OverloadError: HttpError(503, "Overloaded"),

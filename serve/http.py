@@ -25,9 +25,11 @@ from serve.auth import Keys
 from serve.degradation import planned_level
 from serve.errors import ClientError, InvalidRequest, OverloadError, RecommendError, http_error
 from serve.ingest import EventService
+from serve.lists import ListService, Ranking
 from serve.metrics import ServeMetrics
+from serve.parameters import list_query
 from serve.recommend import RecommendService, ServerEvent
-from serve.schemas import MAX_EVENTS, EventIn, EventResult, RecommendRequest
+from serve.schemas import MAX_EVENTS, EventIn, EventResult, ListQuery, RecommendRequest
 from serve.settings import ServeSettings
 
 log = logging.getLogger("raycommend.http")
@@ -58,6 +60,7 @@ class HttpEdge:
         settings: ServeSettings,
         recommend: RecommendService,
         events: EventService,
+        lists: ListService,
         ready: Callable[[], Awaitable[dict[str, Any]]],
         metrics: ServeMetrics,
     ) -> None:
@@ -66,6 +69,7 @@ class HttpEdge:
         self._settings = settings
         self._recommend = recommend
         self._events = events
+        self._lists = lists
         self._ready = ready
         self._metrics = metrics
         self._in_flight = 0
@@ -112,6 +116,27 @@ class HttpEdge:
             return Response(
                 orjson.dumps(body), 202, media_type="application/json", headers={"X-Request-Id": request_id}
             )
+
+        return await self._guard(request, run)
+
+    async def similar(self, request: Request) -> Response:
+        """Answer `GET /v1/items/{item_id}/similar`."""
+
+        async def run(request_id: str) -> Response:
+            tenant, item_id = self._tenant(request), str(request.path_params["item_id"])
+            if not is_valid_id(item_id):
+                raise InvalidRequest("the path holds no valid item id")
+            wanted = _list_query(request)
+            return _list(await self._lists.similar(item_id, wanted, tenant=tenant, request_id=request_id))
+
+        return await self._guard(request, run)
+
+    async def ranking(self, request: Request, by: Ranking) -> Response:
+        """Answer `GET /v1/items:popular` or `GET /v1/items:trending`."""
+
+        async def run(request_id: str) -> Response:
+            tenant, wanted = self._tenant(request), _list_query(request)
+            return _list(await self._lists.ranking(by, wanted, tenant=tenant, request_id=request_id))
 
         return await self._guard(request, run)
 
@@ -200,6 +225,18 @@ def request_id_of(request: Request) -> str:
 def _headers(request_id: str, timings_ms: dict[str, float]) -> dict[str, str]:
     timing = ", ".join(f"{name};dur={value:.3f}" for name, value in timings_ms.items())
     return {"X-Request-Id": request_id, "Server-Timing": timing}
+
+
+def _list_query(request: Request) -> ListQuery:
+    try:
+        return list_query(request.query_params.multi_items())
+    except ValidationError as error:
+        raise InvalidRequest(_explain(error)) from error
+
+
+def _list(answer: dict[str, Any]) -> Response:
+    headers = _headers(answer["request_id"], answer["timings_ms"])
+    return Response(orjson.dumps(answer), media_type="application/json", headers=headers)
 
 
 async def _server_sent(first: ServerEvent, events: AsyncIterator[ServerEvent]) -> AsyncIterator[bytes]:

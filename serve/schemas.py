@@ -99,6 +99,15 @@ class EventIn(_Closed):
         return self
 
 
+class ListQuery(_Closed):
+    """Query string of the list routes: `k`, and per attribute of the catalog the values of which an item needs one."""
+
+    k: StrictInt = Field(10, ge=1, le=MAX_K)
+    filters: dict[AttributeName, Annotated[list[AttributeValue], Field(min_length=1, max_length=100)]] = Field(
+        default_factory=dict, max_length=16
+    )
+
+
 class EventResult(BaseModel):
     """What became of one event."""
 
@@ -153,6 +162,58 @@ class RecommendAnswer(BaseModel):
     degradation: dict[str, str]
     next_cursor: str | None
     items: list[ItemOut]
+    timings_ms: dict[str, float]
+
+
+class ListItemOut(BaseModel):
+    """One item of a list; `score` is a count of events for popular items, a decayed one for trending items."""
+
+    item_id: str
+    title: str
+    score: float
+    rank: int
+
+
+class ListAnswer(BaseModel):
+    """Body of the 200 of `GET /v1/items:popular` and `GET /v1/items:trending`."""
+
+    request_id: str
+    release: str
+    degraded: bool
+    degraded_reasons: list[str]
+    items: list[ListItemOut]
+    timings_ms: dict[str, float]
+
+
+class SimilarItemOut(ListItemOut):
+    """One similar item; `sources` says whether its content or what people took after the item speaks for it."""
+
+    sources: list[str]
+
+
+class TogetherOut(BaseModel):
+    """One association rule: `support` baskets hold both items, which is the share `confidence` of the item's baskets.
+
+    `lift` is how many times as often as by chance.
+    """
+
+    item_id: str
+    title: str
+    support: int
+    confidence: float
+    lift: float
+
+
+class SimilarAnswer(BaseModel):
+    """Body of the 200 of `GET /v1/items/{item_id}/similar`; `bought_together` is best first."""
+
+    request_id: str
+    release: str
+    degraded: bool
+    degraded_reasons: list[str]
+    item_id: str
+    bought_together: list[TogetherOut]
+    items: list[SimilarItemOut]
     timings_ms: dict[str, float]
 
 

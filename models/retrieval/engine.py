@@ -133,6 +133,8 @@ class RetrievalEngine:
         return self._sources[source].opinion(state)
 
     def _weights(self, query: RetrievalQuery, state: UserState) -> SourceWeights:
+        if query.about_seeds:
+            return self.settings.item_weights
         if not len(state):
             return self.settings.cold_weights
         if len(state) < self.settings.short_history:

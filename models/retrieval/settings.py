@@ -58,6 +58,10 @@ class RetrievalSettings(BaseModel):
     """For users and seed lists with fewer events than that, but at least one."""
     cold_weights: SourceWeights = SourceWeights(semantic=1.0, trending=1.0, popular=1.0)
     """For users without history and seeds: only intent and popularity have something to say."""
+    item_weights: SourceWeights = SourceWeights(
+        semantic=0.0, collaborative=0.0, sequential=1.0, neighbours=0.0, repeat=0.0, similar=1.0
+    )
+    """For what is similar to an item: its content, and what people took after it."""
     short_history: int = Field(default=5, ge=1)
     """Number of known events from which `weights` apply."""
     sequential_events: int = Field(default=10, ge=1, le=256)

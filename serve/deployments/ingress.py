@@ -23,12 +23,22 @@ from serve.deployments.replica import (
 )
 from serve.http import HttpEdge, loop_lag, problem, request_id_of
 from serve.ingest import EventService
+from serve.lists import ListService
 from serve.metrics import ServeMetrics
+from serve.parameters import list_parameters
 from serve.pipeline import RecommendationPipeline
 from serve.recommend import RecommendService
 from serve.records import ServedRecords
 from serve.releases import ReleaseHolder
-from serve.schemas import EventIn, EventsAnswer, Problem, RecommendAnswer, RecommendRequest
+from serve.schemas import (
+    EventIn,
+    EventsAnswer,
+    ListAnswer,
+    Problem,
+    RecommendAnswer,
+    RecommendRequest,
+    SimilarAnswer,
+)
 from serve.signing import Signer
 from serve.stages import StoreEventSink
 from serve.wiring import Stages
@@ -36,6 +46,9 @@ from serve.wiring import Stages
 app = FastAPI(title="Raycommend", version="1", description="Recommendations with reasons, in real time.")
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem} for status in (400, 401, 413, 422, 429, 500, 503)
+}
+_LIST_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem} for status in (401, 404, 422, 429, 500, 503)
 }
 
 
@@ -88,6 +101,13 @@ class IngressDeployment:
                 executor=pool,
             ),
             events=EventService(StoreEventSink(self._store), signer, self._metrics, settings),
+            lists=ListService(
+                retriever=ports.retriever,
+                releases=self._releases,
+                metrics=self._metrics,
+                settings=settings,
+                executor=pool,
+            ),
             ready=self._state,
             metrics=self._metrics,
         )
@@ -110,6 +130,26 @@ class IngressDeployment:
     async def events(self, request: Request) -> Response:
         """Take one event or up to 500; answered when they are durable."""
         return await self._edge.events(request)
+
+    @app.get(
+        "/v1/items/{item_id}/similar",
+        response_model=SimilarAnswer,
+        responses=_LIST_PROBLEMS,
+        openapi_extra=list_parameters(item=True),
+    )
+    async def similar(self, request: Request) -> Response:
+        """What is like an item in content or was taken after it, and what is taken together with it."""
+        return await self._edge.similar(request)
+
+    @app.get("/v1/items:trending", response_model=ListAnswer, responses=_LIST_PROBLEMS, openapi_extra=list_parameters())
+    async def trending(self, request: Request) -> Response:
+        """The items taken most of late."""
+        return await self._edge.ranking(request, "trending")
+
+    @app.get("/v1/items:popular", response_model=ListAnswer, responses=_LIST_PROBLEMS, openapi_extra=list_parameters())
+    async def popular(self, request: Request) -> Response:
+        """The items taken most of all time."""
+        return await self._edge.ranking(request, "popular")
 
     @app.get("/healthz")
     async def healthz(self) -> dict[str, str]:

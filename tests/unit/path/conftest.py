@@ -19,6 +19,7 @@ from serve.auth import Keys
 from serve.fakes import FakeExplainer, FakeQueryEncoder, FakeRanker, FakeRetriever, SilentMetrics
 from serve.http import HttpEdge
 from serve.ingest import EventService
+from serve.lists import ListService
 from serve.pipeline import RecommendationPipeline
 from serve.recommend import RecommendService
 from serve.records import ServedRecords
@@ -40,6 +41,7 @@ class Edge:
         self.signer = Signer(b"0123456789abcdef")
         self.explainer = FakeExplainer()
         self.retriever = FakeRetriever(self._bundle)
+        self.similar: Any = None
         self.ranker = FakeRanker()
         self.encoder = FakeQueryEncoder()
         self.fetcher: Any = StoreFeatureFetcher(self)
@@ -97,6 +99,13 @@ class Edge:
                 executor=self.pool,
             ),
             events=EventService(self.sink, self.signer, self.metrics, self.settings),
+            lists=ListService(
+                retriever=self.similar or self.retriever,
+                releases=self.releases,
+                metrics=self.metrics,
+                settings=self.settings,
+                executor=self.pool,
+            ),
             ready=self._ready,
             metrics=self.metrics,
         )
@@ -114,6 +123,18 @@ class Edge:
         @app.post("/v1/events")
         async def events(request: Request) -> Response:
             return await edge.events(request)
+
+        @app.get("/v1/items/{item_id}/similar")
+        async def similar(request: Request) -> Response:
+            return await edge.similar(request)
+
+        @app.get("/v1/items:popular")
+        async def popular(request: Request) -> Response:
+            return await edge.ranking(request, "popular")
+
+        @app.get("/v1/items:trending")
+        async def trending(request: Request) -> Response:
+            return await edge.ranking(request, "trending")
 
         @app.get("/readyz")
         async def readyz(request: Request) -> Response:
@@ -134,6 +155,9 @@ class Edge:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         given = {"content-type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}
         return await self.http.post(path, content=content, headers=given)
+
+    async def get(self, path: str, **headers: str) -> httpx.Response:
+        return await self.http.get(path, headers={k.replace("_", "-"): v for k, v in headers.items()})
 
     async def stream(self, body: Any) -> list[tuple[str, dict[str, Any]]]:
         response = await self.recommend(body, accept="text/event-stream")

@@ -211,6 +211,13 @@ async def test_the_openapi_document_describes_bodies_answers_and_problems(http) 
     assert {"200", "400", "401", "413", "422", "503"} <= set(post["responses"])
     assert schemas["RecommendRequest"]["additionalProperties"] is False
 
+    for path, answer in (("/v1/items/{item_id}/similar", "SimilarAnswer"), ("/v1/items:popular", "ListAnswer")):
+        get = document["paths"][path]["get"]
+        assert get["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith(f"/{answer}")
+        assert {"401", "404", "422", "503"} <= set(get["responses"])
+        assert ("item_id" in path) == ("item_id" in [p["name"] for p in get["parameters"] if p["in"] == "path"])
+    assert "/v1/items:trending" in document["paths"]
+
     def refs(node):
         if isinstance(node, dict):
             yield from [node["$ref"]] if isinstance(node.get("$ref"), str) else []

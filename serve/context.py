@@ -16,7 +16,8 @@ class RequestContext:
     """State of one request.
 
     `release_id` is pinned at admission and travels with every stage call; `now_ms` is wall-clock time of the
-    request; `timings_ms` has one entry per stage that ran.
+    request; `timings_ms` has one entry per stage that ran. With `may_repin` a stage that lacks the release says so
+    instead of failing open, because whoever built the context has an older release to try.
     """
 
     request_id: str
@@ -25,6 +26,7 @@ class RequestContext:
     deadline: Deadline
     now_ms: int
     planned: DegradationLevel = DegradationLevel.full
+    may_repin: bool = False
     degraded: list[DegradedReason] = field(default_factory=list)
     timings_ms: dict[str, float] = field(default_factory=dict)
 

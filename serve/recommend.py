@@ -25,7 +25,7 @@ from models.ids import hash64_array
 from serve.context import RequestContext
 from serve.deadline import Deadline
 from serve.degradation import DegradationLevel, DegradedReason, level_of
-from serve.errors import InvalidRequest
+from serve.errors import InvalidRequest, ReleaseMissing
 from serve.evidence import slate_evidence
 from serve.metrics import ServeMetrics
 from serve.pipeline import NOTHING_SHOWN, Hashes, RecommendationPipeline, Slate
@@ -115,19 +115,8 @@ class RecommendService:
     async def _decide(
         self, request: RecommendRequest, *, tenant: str, request_id: str, planned: DegradationLevel
     ) -> _Decision:
-        wanted_ms = self._settings.default_deadline_ms if request.deadline_ms is None else request.deadline_ms
-        deadline_ms = min(wanted_ms, self._settings.max_deadline_ms)
-        ctx = RequestContext(
-            request_id=request_id,
-            tenant=tenant,
-            release_id=self._releases.current(tenant),
-            deadline=Deadline.after_ms(deadline_ms),
-            now_ms=time.time_ns() // 1_000_000,
-            planned=planned,
-        )
+        ctx, slate, shown = await self._list(request, tenant=tenant, request_id=request_id, planned=planned)
         bundle = self._releases.bundle(tenant, ctx.release_id)
-        shown = self._shown(request, tenant, ctx.now_ms // 1000)
-        slate = await self._pipeline.recommend(ctx, request, shown=shown)
         language = request.language.split("-")[0].lower()
         if request.explain and language not in SUPPORTED_LANGUAGES:
             ctx.degrade(DegradedReason.language_unsupported)
@@ -148,6 +137,36 @@ class RecommendService:
             items=self._items(ctx, request, slate, bundle, decision_id, evidence),
             cursor=self._cursor(ctx, request, slate, shown),
         )
+
+    async def _list(
+        self, request: RecommendRequest, *, tenant: str, request_id: str, planned: DegradationLevel
+    ) -> tuple[RequestContext, Slate, Hashes]:
+        """Run the pipeline under the current release or, while a stage does not hold it yet, under the one before."""
+        wanted_ms = self._settings.default_deadline_ms if request.deadline_ms is None else request.deadline_ms
+        deadline = Deadline.after_ms(min(wanted_ms, self._settings.max_deadline_ms))
+        now_ms = time.time_ns() // 1_000_000
+        shown = self._shown(request, tenant, now_ms // 1000)
+
+        def pinned(release_id: str, *, may_repin: bool) -> RequestContext:
+            return RequestContext(
+                request_id=request_id,
+                tenant=tenant,
+                release_id=release_id,
+                deadline=deadline,
+                now_ms=now_ms,
+                planned=planned,
+                may_repin=may_repin,
+            )
+
+        current, *older = self._releases.held(tenant)
+        ctx = pinned(current, may_repin=bool(older))
+        try:
+            return ctx, await self._pipeline.recommend(ctx, request, shown=shown), shown
+        except ReleaseMissing:
+            if not older:
+                raise
+        ctx = pinned(older[0], may_repin=False)
+        return ctx, await self._pipeline.recommend(ctx, request, shown=shown), shown
 
     def _items(
         self,

@@ -101,6 +101,11 @@ class ReleaseHolder:
         except KeyError as error:
             raise ReleaseMissing("no release is loaded for this tenant") from error
 
+    def held(self, tenant: str) -> tuple[str, ...]:
+        """Return the ids of the releases held, the current one first. Raises ReleaseMissing before the first."""
+        current = self.current(tenant)
+        return (current, *(r for r in reversed(self._held[tenant]) if r != current))
+
     async def stop(self) -> None:
         """Stop following the pointer."""
         if self._task is not None:

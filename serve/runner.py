@@ -2,7 +2,8 @@
 
 Every stage of the pipeline is run through it. A stage whose budget is below its minimum useful time is
 skipped, not started; a stage that fails or runs out of time is replaced by its fallback and the answer says
-so. Programmer errors (`ContractViolation`) and client errors never fail open.
+so. Programmer errors (`ContractViolation`) and client errors never fail open, nor does a missing release while there
+is an older one to try.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Literal, Protocol, TypeVar
 
 from serve.context import RequestContext, StageCall
 from serve.degradation import DegradedReason
-from serve.errors import ClientError, ContractViolation, DeadlineExceeded, RecommendError
+from serve.errors import ClientError, ContractViolation, DeadlineExceeded, RecommendError, ReleaseMissing
 
 T = TypeVar("T")
 Outcome = Literal["ok", "timeout", "unavailable", "skipped"]
@@ -70,7 +71,9 @@ async def run_stage(
         raise
     except (TimeoutError, DeadlineExceeded):
         outcome = "timeout"
-    except RecommendError:
+    except RecommendError as error:
+        if ctx.may_repin and isinstance(error, ReleaseMissing):
+            raise
         outcome = "unavailable"
     else:
         spent = (time.perf_counter() - started) * 1000.0

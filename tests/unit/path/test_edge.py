@@ -141,9 +141,9 @@ async def test_deadlines_are_shortened_to_what_the_server_grants(make_edge) -> N
 async def test_a_request_without_a_deadline_gets_the_configured_one(make_edge) -> None:
     edge = await make_edge(default_deadline_ms=30, pipeline={"retrieve": {"budget_ms": 5000}})
     edge.retriever.trouble.hangs = True
-    patient = (await edge.recommend({"deadline_ms": 200})).json()["timings_ms"]["total"]
+    patient = (await edge.recommend({"deadline_ms": 600})).json()["timings_ms"]["total"]
     hasty = (await edge.recommend({})).json()["timings_ms"]["total"]
-    assert hasty < 150 < patient
+    assert hasty < 500 < patient
 
 
 async def test_what_goes_wrong_before_the_list_is_a_proper_error_of_a_stream_too(edge) -> None:

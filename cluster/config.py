@@ -19,12 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cluster.errors import OperatorError
 from models.settings import ModelSettings
 from pipelines.settings import PipelinesSettings
-from serve.auth import Keys
+from serve.auth import DEFAULT_TENANT, Keys
 from serve.errors import ConfigError
 from serve.schemas import MAX_K
 from serve.settings import DeploymentSettings, ServeSettings
 
 ENVS = Path(__file__).parent / "envs"
+MIN_KEY_LENGTH = 16
 STAGES = ("ingress", "features", "encoder", "retriever", "ranker", "explainer")
 
 
@@ -228,9 +229,15 @@ def _addresses(settings: Settings, environ: Mapping[str, str]) -> list[str]:
     if not _is_loopback(settings.serve.host) and not environ.get("RAYCOMMEND_API_KEYS"):
         problems.append("serve.host is not a loopback address: set RAYCOMMEND_API_KEYS=tenant=key,… first")
     try:
-        Keys.parse(environ.get("RAYCOMMEND_API_KEYS", ""))
+        tenants = Keys.parse(environ.get("RAYCOMMEND_API_KEYS", "")).tenants
+        if strangers := [t for t in tenants if t != DEFAULT_TENANT]:
+            # Replicas would wait for releases that nobody builds.
+            names = ", ".join(strangers)
+            problems.append(f"RAYCOMMEND_API_KEYS: releases are built for tenant {DEFAULT_TENANT} only, not for {names}")
     except ConfigError as error:
         problems.append(f"RAYCOMMEND_API_KEYS: {error}")
+    if 0 < len(environ.get("RAYCOMMEND_SIGNING_KEY", "")) < MIN_KEY_LENGTH:
+        problems.append(f"RAYCOMMEND_SIGNING_KEY is shorter than {MIN_KEY_LENGTH} characters")
     if cluster.store.mode == "external" and not environ.get("RAYCOMMEND_STORE_URL"):
         problems.append("cluster.store.mode is external: set RAYCOMMEND_STORE_URL (redis:// or rediss://)")
     return problems

@@ -94,7 +94,7 @@ class Workspace:
             with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
                 json.dump(made, out)
             draft.replace(file)
-        values = {SIGNING_KEY: os.environ.get(SIGNING_KEY, made["signing_key"])}
+        values = {SIGNING_KEY: os.environ.get(SIGNING_KEY) or made["signing_key"]}
         if store.mode == "embedded":
             # Always our own servers, whatever the environment of an earlier or external deployment says.
             values[STORE_URL] = f"redis://:{made['store_password']}@127.0.0.1:{store.port}/0"

@@ -166,6 +166,15 @@ def test_keys_that_no_replica_could_read_are_refused_before_anything_starts() ->
     assert "RAYCOMMEND_API_KEYS: API key 2" in message and "Zebra77" not in message
 
 
+def test_a_tenant_without_releases_and_a_short_signing_key_are_refused_at_start() -> None:
+    message = refused(
+        RAYCOMMEND_API_KEYS="main=0123456789abcdef,shop=0123456789abcdeg", RAYCOMMEND_SIGNING_KEY="Zebra77"
+    )
+    assert "releases are built for tenant main only, not for shop" in message
+    assert "RAYCOMMEND_SIGNING_KEY is shorter than 16 characters" in message
+    assert "Zebra77" not in message and "0123456789abcde" not in message
+
+
 def test_inline_stages_and_external_stores_are_allowed_where_they_make_sense() -> None:
     for stage in ("features", "encoder", "retriever", "ranker"):
         assert load(f"serve.{stage}.placement=inline")

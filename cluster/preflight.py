@@ -153,7 +153,8 @@ def check_torch(readings: Readings, needs: Needs) -> list[Finding]:
         return [Finding("info", "torch", "not installed yet; TORCH_INDEX_URL says which index it comes from")]
     found = []
     if version.partition("+")[0] != needs.torch:
-        message = f"{version} is installed, the lock is for {needs.torch}: run `make setup` again"
+        fix = "install the lock again (`rm .venv/.installed`, then `make test`)"
+        message = f"{version} is installed, the lock is for {needs.torch}: {fix}"
         found.append(Finding("error", "torch", message))
     if needs.gpu and cuda is None:
         message = (

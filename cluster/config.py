@@ -232,8 +232,8 @@ def _addresses(settings: Settings, environ: Mapping[str, str]) -> list[str]:
         tenants = Keys.parse(environ.get("RAYCOMMEND_API_KEYS", "")).tenants
         if strangers := [t for t in tenants if t != DEFAULT_TENANT]:
             # Replicas would wait for releases that nobody builds.
-            names = ", ".join(strangers)
-            problems.append(f"RAYCOMMEND_API_KEYS: releases are built for tenant {DEFAULT_TENANT} only, not for {names}")
+            ours, theirs = DEFAULT_TENANT, ", ".join(strangers)
+            problems.append(f"RAYCOMMEND_API_KEYS: releases are built for tenant {ours} only, not for {theirs}")
     except ConfigError as error:
         problems.append(f"RAYCOMMEND_API_KEYS: {error}")
     if 0 < len(environ.get("RAYCOMMEND_SIGNING_KEY", "")) < MIN_KEY_LENGTH:

@@ -48,7 +48,7 @@ def test_a_good_machine_has_no_errors_and_no_warnings() -> None:
         ({"implementation": "PyPy"}, "PyPy 3.11; use CPython 3.11"),
         ({"disk_free_bytes": GB}, "1.0 GB free at /srv, 2.0 GB needed"),
         ({"memory_total_bytes": 8 * GB}, "8.0 GB in all, 12.0 GB needed"),
-        ({"torch_version": "2.12.1"}, "2.12.1 is installed, the lock is for 2.13.0: install the lock again (`rm .venv/"),
+        ({"torch_version": "2.12.1"}, "2.12.1 is installed, the lock is for 2.13.0: install the lock again (`rm"),
         ({"cpu_flags": frozenset({"sse4_2"})}, "no AVX2"),
         ({"ports_taken": {"cluster.http.port": "8000 is taken by nginx (pid 7)"}}, "8000 is taken by nginx (pid 7)"),
     ],

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from models.explain.explainer import Reason, ReasonWriter
-from models.explain.generator import GeneratorError
+from models.explain.generator import Generator
 from models.settings import GeneratorSettings
 from serve.context import StageCall
 from serve.deployments.replica import ReplicaConfig, check_packages
 from serve.ports import ReasonTask
 from serve.stages import LocalExplainer
 
+log = logging.getLogger("raycommend.explainer")
 RESTART_PAUSE_S = 5.0
 
 
 class ExplainerDeployment:
-    """Writes reasons. Ready at once: while the engine starts or restarts, templates answer."""
+    """Writes reasons. Ready when the engine is; while the engine restarts later, templates answer."""
 
     async def __init__(self, config: ReplicaConfig, folder: str, settings: GeneratorSettings) -> None:  # type: ignore[misc]  # Serve awaits it
         from models.explain.vllm_generator import EngineOptions, VllmGenerator
@@ -37,24 +39,23 @@ class ExplainerDeployment:
         )
         self._explainer = LocalExplainer(ReasonWriter(self._generator, max_pending=settings.max_pending))
         await self._generator.start()
-        self._watch = asyncio.create_task(self._keep_alive())
+        self._watch = asyncio.create_task(keep_alive(self._generator))
 
     async def explain(self, call: StageCall, task: ReasonTask) -> AsyncIterator[Reason]:
         """Stream one reason per evidence record."""
         async for reason in self._explainer.explain(call, task):
             yield reason
 
-    async def engine_ready(self) -> bool:
-        """Whether the engine lives and makes progress. Not a health check: templates serve without it."""
-        return bool(await self._generator.healthy())
 
-    async def _keep_alive(self) -> None:
-        """Restart an engine that died or hangs, for ever."""
-        while True:
-            await asyncio.sleep(RESTART_PAUSE_S)
-            if not await self._generator.healthy():
-                try:
-                    await self._generator.close()
-                    await self._generator.start()
-                except GeneratorError:
-                    continue
+async def keep_alive(generator: Generator, *, pause_s: float = RESTART_PAUSE_S) -> None:
+    """Restart an engine that died or hangs, for ever, whatever goes wrong in between."""
+    while True:
+        await asyncio.sleep(pause_s)
+        try:
+            if await generator.healthy():
+                continue
+            log.warning("the engine is dead or hangs; starting it again")
+            await generator.close()
+            await generator.start()
+        except Exception as error:
+            log.warning("the engine did not start (%s); trying again in %g s", type(error).__name__, pause_s)

@@ -135,6 +135,77 @@ local function fetch(keys, args)
   return {table.concat(heads), table.concat(items, "\0"), seen, #ring - kept}
 end
 
+-- KEYS: ring, seen, profile. ARGV: seen limit. Returns the ring's records, the seen hashes, and how many events ever
+-- reached the profile: what `forget` compares.
+local function peek(keys, args)
+  local seen = redis.call("GET", keys[2]) or ""
+  if string.sub(seen, 1, 8) ~= SEEN_HEADER or #seen % 8 ~= 0 then seen = SEEN_HEADER end
+  local from = math.max(#SEEN_HEADER + 1, #seen - tonumber(args[1]) * 8 + 1)
+  return {redis.call("LRANGE", keys[1], 0, -1), string.sub(seen, from), redis.call("HGET", keys[3], "events") or "0"}
+end
+
+-- Add hashes to a seen set, each as `has` and `see` would, in time that does not grow with the square of the set.
+local function see_all(key, hashes, limit)
+  local seen = load_seen(key)
+  local order, known, first, last, changed = {}, {}, 1, 0, false
+  local function add(text, at)
+    local hash = string.sub(text, at, at + 7)
+    if known[hash] then return end
+    last = last + 1
+    order[last], known[hash], changed = hash, true, true
+    if last - first + 1 > limit then
+      known[order[first]] = nil
+      first = first + 1
+    end
+  end
+  for at = math.max(#SEEN_HEADER + 1, #seen - limit * 8 + 1), #seen, 8 do add(seen, at) end
+  changed = false
+  for at = 1, #hashes, 8 do add(hashes, at) end
+  if changed then redis.call("SET", key, SEEN_HEADER .. table.concat(order, "", first, last)) end
+end
+
+-- KEYS: ring, seen, profile of an owner. ARGV: now ms, ring limit, seen limit, seen hashes; records of another ring, in
+-- order. Takes both over. A record that the ring holds as often already is not taken again, so that doing this twice has
+-- the effect of once. Equal times: what the ring held first. Returns how many records were taken.
+local function link(keys, args)
+  local ring, held, missing = redis.call("LRANGE", keys[1], 0, -1), {}, {}
+  for _, record in ipairs(ring) do held[record] = (held[record] or 0) + 1 end
+  for i = 5, #args do
+    local record = args[i]
+    if (held[record] or 0) > 0 then
+      held[record] = held[record] - 1
+    elseif time_of(record) then
+      missing[#missing + 1] = record
+    end
+  end
+  if #missing > 0 then
+    local merged, at, time = {}, 1, 0
+    for _, record in ipairs(ring) do
+      time = time_of(record) or time -- what another version wrote stays where it is
+      while missing[at] and time_of(missing[at]) < time do
+        merged[#merged + 1] = missing[at]
+        at = at + 1
+      end
+      merged[#merged + 1] = record
+    end
+    for i = at, #missing do merged[#merged + 1] = missing[i] end
+    redis.call("DEL", keys[1])
+    redis.call("RPUSH", keys[1], unpack(merged, math.max(1, #merged - tonumber(args[2]) + 1)))
+  end
+  if args[4] ~= "" then see_all(keys[2], args[4], tonumber(args[3])) end
+  -- A write even where nothing is new: WAITAOF after a retry then also covers the first attempt.
+  redis.call("HSET", keys[3], "v", SCHEMA, "updated_ms", args[1])
+  redis.call("HINCRBY", keys[3], "events", #missing)
+  return #missing
+end
+
+-- KEYS: ring, seen, profile. ARGV: events. Removes a profile that no event reached since `peek` told that number; 1 or 0.
+local function forget(keys, args)
+  if (redis.call("HGET", keys[3], "events") or "0") ~= args[1] then return 0 end
+  redis.call("DEL", unpack(keys))
+  return 1
+end
+
 -- KEYS: release pointer. ARGV: text, expected epoch. Returns 1 when the pointer moved, 0 when the epoch differs.
 local function move_release(keys, args)
   local epoch = redis.call("HGET", keys[1], "epoch") or "0"
@@ -217,6 +288,9 @@ end
 
 redis.register_function("rc_append_@VERSION@", append)
 redis.register_function{function_name = "rc_fetch_@VERSION@", callback = fetch, flags = {"no-writes"}}
+redis.register_function{function_name = "rc_peek_@VERSION@", callback = peek, flags = {"no-writes"}}
+redis.register_function("rc_link_@VERSION@", link)
+redis.register_function("rc_forget_@VERSION@", forget)
 redis.register_function("rc_move_release_@VERSION@", move_release)
 redis.register_function("rc_fix_meta_@VERSION@", fix_meta)
 redis.register_function("rc_take_@VERSION@", take)

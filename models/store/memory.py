@@ -21,7 +21,9 @@ from models.store.streams import StreamEntry, previous_of
 
 
 @dataclass(slots=True)
-class _Profile:
+class Profile:
+    """What is kept of one owner."""
+
     ring: list[Event] = field(default_factory=list)
     seen: dict[int, None] = field(default_factory=dict)  # insertion order = order of first sight
     expires_ms: float = float("inf")
@@ -31,7 +33,7 @@ class _Profile:
 class Tenant:
     """Everything a tenant has here. `streams` holds one list of entries per bucket, oldest first."""
 
-    profiles: dict[str, _Profile] = field(default_factory=dict)
+    profiles: dict[str, Profile] = field(default_factory=dict)
     once: dict[tuple[str, str], float] = field(default_factory=dict)  # (owner, event id) -> expiry, oldest first
     streams: dict[int, list[StreamEntry]] = field(default_factory=dict)
     arrived: int = 0
@@ -63,13 +65,16 @@ class MemoryStore:
         """See `OnlineStore.append`."""
         check_tenant(tenant)
         check_events(events)
+        self._check_durable()
+        self._now_ms = max(self._now_ms, now_ms)
+        state = self._tenants.setdefault(tenant, Tenant())
+        return [self._apply(state, event, to_stream) for event in events]
+
+    def _check_durable(self) -> None:
         if self._require_durable and self._durability == "none":
             raise StoreUnavailable(
                 "events in memory are lost with the process: pass require_durable=False to accept that"
             )
-        self._now_ms = max(self._now_ms, now_ms)
-        state = self._tenants.setdefault(tenant, Tenant())
-        return [self._apply(state, event, to_stream) for event in events]
 
     def _apply(self, state: Tenant, event: Event, to_stream: bool) -> EventStatus:
         once = (event.owner, event.event_id)
@@ -90,14 +95,14 @@ class MemoryStore:
         entry_id = f"{self._now_ms}-{state.arrived}"
         if event.type in STREAM_ONLY:
             return StreamEntry(entry_id, event)
-        profile = self._profile(state, event.owner) or _Profile()
+        profile = self._profile(state, event.owner) or Profile()
         new, newest = hash64(event.item_id or "") not in profile.seen, profile.ring[-1] if profile.ring else None
         return StreamEntry(entry_id, event, new=new, previous=None if newest is None else previous_of(newest))
 
     def _take(self, state: Tenant, event: Event) -> None:
         profile = self._profile(state, event.owner)
         if profile is None:
-            profile = state.profiles[event.owner] = _Profile()
+            profile = state.profiles[event.owner] = Profile()
         insort(profile.ring, event, key=lambda e: e.timestamp_ms)
         del profile.ring[: -self._limits.recent_events]
         profile.seen.setdefault(hash64(event.item_id or ""))
@@ -106,7 +111,7 @@ class MemoryStore:
         if event.owner.startswith(SESSION_PREFIX):
             profile.expires_ms = self._now_ms + self._limits.session_s * 1000
 
-    def _profile(self, state: Tenant, owner: str) -> _Profile | None:
+    def _profile(self, state: Tenant, owner: str) -> Profile | None:
         profile = state.profiles.get(owner)
         return profile if profile is not None and profile.expires_ms > self._now_ms else None
 

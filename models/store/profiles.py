@@ -1,0 +1,122 @@
+"""The profile-store port: merging what a session did into a user who turned out to be behind it.
+
+Session and user may live in different buckets, so no one step can touch both. What is read from the session is taken
+over into the user's bucket atomically, and in such a way that doing it again changes nothing; only when that is durable
+is the session forgotten, and only if no event reached it meanwhile. A crash at any point leaves a session that can be
+linked again. Called by the ingress. `MemoryProfiles` is the shipped fake, `RedisProfiles` speaks to any Redis or
+Valkey.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from models.ids import bucket_of, is_valid_id
+from models.store import codec
+from models.store.checks import SESSION_PREFIX, check_tenant
+from models.store.memory import MemoryStore, Profile, Tenant
+from models.store.port import OnlineStore
+from models.store.redis_store import RedisStore, checked, fcall, tag_of
+
+LINK_ATTEMPTS = 3
+"""How often a session is read again because events reached it while it was being linked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """What a link did: whether the session was known, and how many of its recent events the user did not have."""
+
+    known: bool
+    events: int
+
+
+class ProfileStore(OnlineStore, Protocol):
+    """An online store whose profiles can be merged. Errors as in `OnlineStore`."""
+
+    async def link(self, tenant: str, owner: str, session_owner: str, *, now_ms: int) -> Linked:
+        """Take a session's recent events and seen items over into a user's profile; forget the session.
+
+        Durable when this returns. A retry is harmless. The event streams are not told: their consumers counted the
+        session's events when they happened. A session to which events keep coming is left in place with its own
+        life time; linking it again takes only what is new.
+
+        Raises:
+            ValueError: an invalid id, or one of the wrong kind.
+            StoreUnavailable: the store cannot be reached or cannot promise durability.
+            StoreTimeout: no answer in time; what was sent may still take effect.
+        """
+        ...
+
+
+def check_link(owner: str, session_owner: str) -> None:
+    """Raise ValueError unless the first is the key of a user's profile and the second that of a session's."""
+    if not is_valid_id(owner) or owner.startswith(SESSION_PREFIX):
+        raise ValueError("the user to link to is not a valid user id")
+    if not session_owner.startswith(SESSION_PREFIX) or not is_valid_id(session_owner.removeprefix(SESSION_PREFIX)):
+        raise ValueError("the session to link is not a valid session")
+
+
+class RedisProfiles(RedisStore):
+    """A `ProfileStore` on a server."""
+
+    async def link(self, tenant: str, owner: str, session_owner: str, *, now_ms: int) -> Linked:
+        """See `ProfileStore.link`."""
+        check_tenant(tenant)
+        check_link(owner, session_owner)
+        user_tag, user_keys = self._profile_keys(tenant, owner)
+        session_tag, session_keys = self._profile_keys(tenant, session_owner)
+        limits, taken, known = self._limits, 0, False
+        async with self._bound(self._write_timeout_s):
+            await self._check_meta()
+            wait_ms = await self._confirm()
+            for _ in range(LINK_ATTEMPTS):
+                peek = fcall("rc_peek", session_keys, [limits.seen_items], command="FCALL_RO")
+                records, seen, events = checked((await self._call([(session_tag, peek)]))[0])
+                if not records and not seen:
+                    break
+                known = True
+                args: list[Any] = [now_ms, limits.recent_events, limits.seen_items, seen, *records]
+                link = fcall("rc_link", user_keys, args)
+                taken += int(checked((await self._call([(user_tag, link)], wait_ms=wait_ms))[0]))
+                forget = fcall("rc_forget", session_keys, [events])
+                if checked((await self._call([(session_tag, forget)], wait_ms=wait_ms))[0]):
+                    break
+        return Linked(known, taken)
+
+    def _profile_keys(self, tenant: str, owner: str) -> tuple[str, list[str | bytes]]:
+        tag = tag_of(tenant, bucket_of(owner, buckets=self._limits.buckets))
+        return tag, [f"{tag}{part}{owner}" for part in ("r:", "s:", "p:")]
+
+
+class MemoryProfiles(MemoryStore):
+    """A `ProfileStore` without a server."""
+
+    async def link(self, tenant: str, owner: str, session_owner: str, *, now_ms: int) -> Linked:
+        """See `ProfileStore.link`."""
+        check_tenant(tenant)
+        check_link(owner, session_owner)
+        self._check_durable()
+        self._now_ms = max(self._now_ms, now_ms)
+        state = self._tenants.setdefault(tenant, Tenant())
+        session = self._profile(state, session_owner)
+        if session is None:
+            return Linked(False, 0)
+        user = self._profile(state, owner) or state.profiles.setdefault(owner, Profile())
+        held = Counter(codec.encode_record(e) for e in user.ring)
+        missing = []
+        for event in session.ring:
+            record = codec.encode_record(event)
+            if held[record]:
+                held[record] -= 1
+            else:
+                missing.append(event)
+        # Stable: at equal times the user's own events come first.
+        user.ring[:] = sorted([*user.ring, *missing], key=lambda e: e.timestamp_ms)[-self._limits.recent_events :]
+        for seen in session.seen:
+            user.seen.setdefault(seen)
+            if len(user.seen) > self._limits.seen_items:
+                del user.seen[next(iter(user.seen))]
+        del state.profiles[session_owner]
+        return Linked(True, len(missing))

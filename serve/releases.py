@@ -49,15 +49,23 @@ class ReleaseHolder:
     async def start(self, *, poll_s: float, wait_s: float) -> None:
         """Load the current release of every tenant, then follow the pointer.
 
-        Raises DependencyError after `wait_s`, and what `load_bundle` raises when the first release is damaged.
+        A store that is away for a moment is asked again. Raises DependencyError after `wait_s`, and what `load_bundle`
+        raises when the first release is damaged.
         """
+        missing = nothing = "no release is published; run `raycommend build`"
         try:
             async with asyncio.timeout(wait_s):
-                # Another process publishes, so there is no event to wait for.
-                while not await self.refresh(strict=True):  # noqa: ASYNC110
-                    await asyncio.sleep(0.2)
+                while True:
+                    try:
+                        if await self.refresh(strict=True):
+                            break
+                        missing = nothing
+                    except StoreError as error:
+                        missing = f"the release pointer could not be read: {error}"
+                    # Another process publishes, so there is no event to wait for.
+                    await asyncio.sleep(min(0.2, poll_s))
         except TimeoutError as error:
-            raise DependencyError("no release is published; run `raycommend build`") from error
+            raise DependencyError(missing) from error
         self._task = asyncio.create_task(self._follow(poll_s))
 
     async def refresh(self, *, strict: bool = False) -> bool:
@@ -132,5 +140,6 @@ class ReleaseHolder:
             await asyncio.sleep(poll_s)
             try:
                 await self.refresh()
-            except StoreError:
-                log.warning("the release pointer could not be read; serving what is loaded")
+            except Exception as error:
+                # Whatever it is: a replica that stops looking would serve an old release for ever, and say nothing.
+                log.warning("the release pointer could not be read (%s); serving what is loaded", type(error).__name__)

@@ -134,7 +134,10 @@ async def test_a_first_release_that_is_damaged_fails_the_start_with_its_reason(
         await cluster.holder.start(poll_s=0.01, wait_s=5)
 
 
-async def test_a_store_that_is_away_leaves_the_loaded_release_in_service(cluster: Cluster, monkeypatch) -> None:
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), RuntimeError("nobody foresaw this")])
+async def test_a_store_that_is_away_leaves_the_loaded_release_in_service(
+    cluster: Cluster, monkeypatch, error: Exception
+) -> None:
     await cluster.publish(cluster.release(0).to_json())
     await cluster.holder.start(poll_s=0.01, wait_s=5)
     away = [True]
@@ -142,7 +145,7 @@ async def test_a_store_that_is_away_leaves_the_loaded_release_in_service(cluster
 
     async def flaky(tenant: str):
         if away:
-            raise StoreUnavailable("away")
+            raise error
         return await read(tenant)
 
     monkeypatch.setattr(cluster.store, "read_release", flaky)
@@ -152,6 +155,31 @@ async def test_a_store_that_is_away_leaves_the_loaded_release_in_service(cluster
     await cluster.publish(cluster.release(1).to_json())
     await _until(lambda: cluster.holder.current("main") == cluster.release(1).release_id)
     await cluster.holder.stop()
+
+
+async def test_a_replica_that_starts_while_the_store_is_away_asks_again(cluster: Cluster, monkeypatch) -> None:
+    await cluster.publish(cluster.release(0).to_json())
+    tries, read = [], cluster.store.read_release
+
+    async def back_after_a_while(tenant: str):
+        tries.append(tenant)
+        if len(tries) < 3:
+            raise StoreUnavailable("away")
+        return await read(tenant)
+
+    monkeypatch.setattr(cluster.store, "read_release", back_after_a_while)
+    await cluster.holder.start(poll_s=0.01, wait_s=5)
+    assert cluster.holder.current("main") == cluster.release(0).release_id
+    await cluster.holder.stop()
+
+
+async def test_a_store_that_stays_away_is_the_reason_a_replica_does_not_start(cluster: Cluster, monkeypatch) -> None:
+    async def away(tenant: str):
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(cluster.store, "read_release", away)
+    with pytest.raises(DependencyError, match="could not be read: away"):
+        await cluster.holder.start(poll_s=0.01, wait_s=0.05)
 
 
 async def _until(condition) -> None:

@@ -177,6 +177,28 @@ def recommend(
 
 
 @app.command()
+def ingest(
+    kafka: Annotated[str, typer.Option(help="Kafka brokers: host:port, separated by commas.")],
+    topic: Annotated[str, typer.Option(help="Topic; a message is one event as POST /v1/events takes it.")],
+    group: Annotated[str, typer.Option(help="Consumer group that holds the offsets.")] = "raycommend",
+    tenant: Annotated[str, typer.Option(help="Tenant whose events these are.")] = "main",
+    until_empty: Annotated[bool, typer.Option("--until-empty", help="Stop when nothing is left.")] = False,
+    properties: Annotated[Path | None, typer.Option(help="JSON file of librdkafka properties (TLS, SASL).")] = None,
+    env: Env = "local",
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Take events from Kafka into the store until Ctrl-C; offsets are committed after the write."""
+    from cluster.ingest import ingest_kafka
+
+    with _operating(env, set_) as settings:
+        options = {"group": group, "tenant": tenant, "until_empty": until_empty, "properties": properties}
+        state = ingest_kafka(settings, servers=kafka, topic=topic, tell=lambda s: say(str(s)), **options)  # type: ignore[arg-type]
+        if json:
+            result({"ok": True, **state})
+
+
+@app.command()
 def evaluate(
     dataset: Annotated[str, typer.Option(help="ml-100k.")] = "ml-100k",
     seeds: Annotated[int, typer.Option(help="Tie-breaking seeds.", min=1, max=5)] = 5,
@@ -208,8 +230,11 @@ def bench(
 
     with _operating(env, set_) as settings:
         if name == "list":
+            if json:
+                result({"benches": [{"name": one.name, "summary": one.summary} for one in list_benches()]})
+                return
             for one in list_benches():
-                stdout.print(f"{one.name:<12} {one.summary}")
+                stdout.print(f"{one.name:<12} {one.summary}", soft_wrap=True)
             return
         if name == "verify":
             if len(context.args) != 1:

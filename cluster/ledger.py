@@ -37,6 +37,10 @@ class StateLocked(OperatorError):
     """Another `up` runs in this state folder."""
 
 
+class StateUnusable(OperatorError):
+    """The state folder cannot be made."""
+
+
 class ProcessesRemain(OperatorError):
     """Processes of this state folder that would not end, not even by SIGKILL."""
 
@@ -75,7 +79,12 @@ class Ledger:
 
     def __init__(self, state: Path) -> None:
         self.state = state.resolve()
-        self.state.mkdir(parents=True, exist_ok=True)
+        try:
+            self.state.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateUnusable(
+                f"{self.state} cannot be made ({error.strerror}): choose another folder with `--set cluster.state=…`"
+            ) from error
         self._file = self.state / "processes.json"
 
     def record(self, pid: int, name: str, kind: Kind) -> None:

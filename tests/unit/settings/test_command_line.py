@@ -179,3 +179,15 @@ def test_an_imported_data_set_is_found_again_by_the_name_of_its_importer(run, tm
     settings = load_settings("local", [f"cluster.state={tmp_path / 'state'}"])
     # A release notes this name, and `up` opens the data set by it.
     assert Workspace(settings).dataset("generic").name == json.loads(result.stdout)["name"] == "generic"
+
+
+def test_the_list_of_benchmarks_is_json_where_it_is_asked_for(run) -> None:
+    result = run("bench", "list", "--json")
+    assert {"client", "http", "quality"} <= {one["name"] for one in json.loads(result.stdout)["benches"]}
+
+
+@pytest.mark.parametrize("command", ["status", "down"])
+def test_a_state_folder_that_cannot_be_made_is_a_sentence(run, tmp_path, command: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    message = sentence(run(command, "--set", f"cluster.state={tmp_path / 'file' / 'state'}"))
+    assert "cannot be made (Not a directory): choose another folder" in message

@@ -92,13 +92,14 @@ class _Driver:
         )
 
     def methods(self, *, ablate: bool) -> dict[str, Build]:
-        """Return merged retrieval and fused ranking; with `ablate` also every source alone."""
+        """Return merged retrieval and, where one is trained, fused ranking; with `ablate` every source alone too."""
         found: dict[str, Build] = {}
         if ablate:
             for source in (Source.semantic, Source.collaborative, Source.sequential, Source.trending, Source.popular):
                 found[f"only {source.name}"] = self._build(_only(self._settings.models.retrieval, source))
         found[MERGED] = self._build(self._settings.models.retrieval)
-        found[FUSED] = self._build(self._settings.models.retrieval, ranked=True)
+        if self._settings.pipelines.train_ranker:
+            found[FUSED] = self._build(self._settings.models.retrieval, ranked=True)
         return found
 
     def close(self) -> None:

@@ -7,12 +7,14 @@ in the ledger of the state folder, so that another process (`raycommend down`) c
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -124,7 +126,7 @@ class Stack:
         """Write the users' imported history into the store, once per data set and store."""
         from pipelines.materialise import materialise
 
-        marker = self._settings.state / f"materialised-{self._settings.cluster.store.mode}"
+        marker = history_marker(self._settings, os.environ[STORE_URL])
         wanted = str(self._workspace.artifacts().meta(release.artifacts["behaviour"])["inputs"]["events"])
         if marker.is_file() and marker.read_text() == wanted:
             return
@@ -207,6 +209,15 @@ def ray_options(settings: Settings) -> RayOptions:
         haproxy_threads=of.haproxy.threads,
         omp_threads=of.ray.omp_threads,
     )
+
+
+def history_marker(settings: Settings, url: str) -> Path:
+    """Return the file that says which history a store holds: gone with an embedded store, another for another one."""
+    if settings.cluster.store.mode == "embedded":
+        return settings.state / "store" / "materialised"
+    place = urlsplit(url)  # without the credentials, which may change and say nothing about the data
+    digest = hashlib.sha256(f"{place.hostname}:{place.port}{place.path}".encode()).hexdigest()
+    return settings.state / f"materialised-{digest[:12]}"
 
 
 def publish(settings: Settings, release: Release, *, tenant: str = DEFAULT_TENANT, tries: int = 5) -> int:

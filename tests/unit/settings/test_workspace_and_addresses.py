@@ -7,7 +7,7 @@ import pytest
 
 from cluster.config import Settings, load_settings
 from cluster.demo import shows_the_product
-from cluster.stack import api_url
+from cluster.stack import api_url, history_marker
 from cluster.workspace import Workspace
 from serve.deployments.replica import CACHE_URL, SIGNING_KEY, STORE_URL
 
@@ -56,6 +56,17 @@ def test_commands_reach_the_api_where_it_is_served(host: str, prefix: str, url: 
     settings = Settings()
     serve = settings.serve.model_copy(update={"host": host, "route_prefix": prefix})
     assert api_url(settings.model_copy(update={"serve": serve})) == url
+
+
+def test_a_store_that_was_replaced_gets_the_users_history_again(settings) -> None:
+    store = settings.cluster.store.model_copy(update={"mode": "external"})
+    away = settings.model_copy(update={"cluster": settings.cluster.model_copy(update={"store": store})})
+    first = history_marker(away, "redis://:secret@a:6379/0")
+    assert first == history_marker(away, "rediss://user:other@a:6379/0")
+    others = {history_marker(away, f"redis://{place}") for place in ("b:6379/0", "a:6380/0", "a:6379/1")}
+    assert len(others) == 3 and first not in others
+    assert "secret" not in str(first)
+    assert history_marker(settings, "redis://x").parent == settings.state / "store"  # deleted with its data
 
 
 def answer(*ids: str, source: str = "llm") -> dict:

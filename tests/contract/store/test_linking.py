@@ -36,7 +36,7 @@ async def open_profiles(fresh) -> AsyncIterator[Callable[..., Awaitable[ProfileS
             store: ProfileStore = MemoryProfiles(durability="fsync", **options)
         else:
             url, cluster = fresh.servers[0].url, fresh.kind == "cluster"
-            store = RedisProfiles(url, cluster=cluster, write_timeout_s=5.0, **options)
+            store = RedisProfiles(url, cluster=cluster, write_timeout_s=5.0, connect_timeout_s=2.0, **options)
         opened.append(store)
         return store
 

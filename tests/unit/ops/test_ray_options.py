@@ -70,6 +70,7 @@ def test_preparing_makes_a_private_token_that_stays_and_private_folders_that_are
 
 def test_a_runtime_folder_that_is_a_link_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: "/tmp")
+    monkeypatch.delitem(sys.modules, "ray", raising=False)  # another test may have imported it, which is refused first
     state = tmp_path / "state"
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

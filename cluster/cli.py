@@ -193,9 +193,13 @@ def ingest(
 
     with _operating(env, set_) as settings:
         options = {"group": group, "tenant": tenant, "until_empty": until_empty, "properties": properties}
-        state = ingest_kafka(settings, servers=kafka, topic=topic, tell=lambda s: say(str(s)), **options)  # type: ignore[arg-type]
+        state = ingest_kafka(settings, servers=kafka, topic=topic, tell=_tell_ingest, **options)  # type: ignore[arg-type]
         if json:
             result({"ok": True, **state})
+
+
+def _tell_ingest(state: dict[str, Any]) -> None:
+    say(", ".join(f"{name} {value}" for name, value in state.items()))
 
 
 @app.command()

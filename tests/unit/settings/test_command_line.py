@@ -13,7 +13,7 @@ from cluster.cli import app
 from cluster.config import load_settings
 from cluster.workspace import Workspace
 
-COMMANDS = ("demo", "up", "down", "status", "import", "build", "recommend", "evaluate", "bench")
+COMMANDS = ("demo", "up", "down", "status", "import", "build", "recommend", "ingest", "evaluate", "bench")
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ from models.features import ANONYMOUS, RECENT_EVENTS, UserFeatures
 from models.retrieval.query import RetrievalQuery
 from models.store.checks import merge_features
 from models.store.port import EventStatus
+from models.store.profiles import Linked
 from serve.context import StageCall
 from serve.metrics import ServeMetrics
 from serve.popular import popular_candidates
@@ -166,6 +167,32 @@ class FakeEventSink:
     def of_session(self, session_id: str) -> list[Event]:
         """Return the events kept for an anonymous session, in order of arrival."""
         return self.of_user(session_owner(session_id))
+
+
+class FakeProfiles:
+    """`Profiles` over two mappings of (tenant, id) to features."""
+
+    def __init__(self) -> None:
+        self.users: dict[tuple[str, str], UserFeatures] = {}
+        self.sessions: dict[tuple[str, str], UserFeatures] = {}
+        self.trouble = Trouble()
+
+    async def read(self, tenant: str, user_id: str | None, session_id: str | None) -> UserFeatures:
+        """See `Profiles.read`."""
+        await self.trouble.meet()
+        user = self.users.get((tenant, user_id or ""), ANONYMOUS)
+        session = self.sessions.get((tenant, session_id or ""), ANONYMOUS)
+        return merge_features(user, session, limit=RECENT_EVENTS)
+
+    async def link(self, tenant: str, user_id: str, session_id: str, *, now_ms: int) -> Linked:
+        """See `Profiles.link`."""
+        await self.trouble.meet()
+        session = self.sessions.pop((tenant, session_id), None)
+        if session is None:
+            return Linked(False, 0)
+        user = self.users.get((tenant, user_id), ANONYMOUS)
+        self.users[tenant, user_id] = merge_features(user, session, limit=RECENT_EVENTS)
+        return Linked(True, len(session))
 
 
 class SilentMetrics(ServeMetrics):

@@ -13,15 +13,16 @@ import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from models.ids import is_valid_id
 from serve.auth import Keys
+from serve.bodies import MalformedBody, explain, parse_body, parse_events
 from serve.degradation import planned_level
 from serve.errors import ClientError, InvalidRequest, OverloadError, RecommendError, http_error
 from serve.ingest import EventService
@@ -29,18 +30,13 @@ from serve.lists import ListService, Ranking
 from serve.metrics import ServeMetrics
 from serve.parameters import list_query
 from serve.recommend import RecommendService, ServerEvent
-from serve.schemas import MAX_EVENTS, EventIn, EventResult, ListQuery, RecommendRequest
+from serve.schemas import LinkRequest, ListQuery, ProfileRequest, RecommendRequest
 from serve.settings import ServeSettings
+from serve.users import UserService
 
 log = logging.getLogger("raycommend.http")
-Schema = TypeVar("Schema", bound=BaseModel)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:~-]{1,128}\Z")
-_FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}\Z")
 _PROBLEM_TYPE = "about:blank"
-
-
-class MalformedBody(ClientError):
-    """The body is not JSON."""
 
 
 class BodyTooLarge(ClientError):
@@ -61,6 +57,7 @@ class HttpEdge:
         recommend: RecommendService,
         events: EventService,
         lists: ListService,
+        users: UserService,
         ready: Callable[[], Awaitable[dict[str, Any]]],
         metrics: ServeMetrics,
     ) -> None:
@@ -70,6 +67,7 @@ class HttpEdge:
         self._recommend = recommend
         self._events = events
         self._lists = lists
+        self._users = users
         self._ready = ready
         self._metrics = metrics
         self._in_flight = 0
@@ -84,7 +82,7 @@ class HttpEdge:
 
         async def run(request_id: str) -> Response:
             tenant = self._tenant(request)
-            body = _parse(RecommendRequest, await self._body(request))
+            body = parse_body(RecommendRequest, await self._body(request))
             planned = planned_level(self._in_flight, capacity=self._settings.max_in_flight)
             if "text/event-stream" in request.headers.get("accept", ""):
                 events = self._recommend.stream(body, tenant=tenant, request_id=request_id, planned=planned)
@@ -109,7 +107,7 @@ class HttpEdge:
 
         async def run(request_id: str) -> Response:
             tenant = self._tenant(request)
-            parsed, results = _parse_events(await self._body(request))
+            parsed, results = parse_events(await self._body(request))
             accepted = iter(await self._events.accept(parsed, tenant=tenant) if parsed else [])
             done = [result if result is not None else next(accepted) for result in results]
             body = {"request_id": request_id, "results": [r.model_dump(exclude_none=True) for r in done]}
@@ -127,7 +125,7 @@ class HttpEdge:
             if not is_valid_id(item_id):
                 raise InvalidRequest("the path holds no valid item id")
             wanted = _list_query(request)
-            return _list(await self._lists.similar(item_id, wanted, tenant=tenant, request_id=request_id))
+            return _json(await self._lists.similar(item_id, wanted, tenant=tenant, request_id=request_id))
 
         return await self._guard(request, run)
 
@@ -136,7 +134,25 @@ class HttpEdge:
 
         async def run(request_id: str) -> Response:
             tenant, wanted = self._tenant(request), _list_query(request)
-            return _list(await self._lists.ranking(by, wanted, tenant=tenant, request_id=request_id))
+            return _json(await self._lists.ranking(by, wanted, tenant=tenant, request_id=request_id))
+
+        return await self._guard(request, run)
+
+    async def link(self, request: Request) -> Response:
+        """Answer `POST /v1/users:link`."""
+
+        async def run(request_id: str) -> Response:
+            tenant, wanted = self._tenant(request), parse_body(LinkRequest, await self._body(request))
+            return _json(await self._users.link(wanted, tenant=tenant, request_id=request_id))
+
+        return await self._guard(request, run)
+
+    async def profile(self, request: Request) -> Response:
+        """Answer `POST /v1/users:profile`."""
+
+        async def run(request_id: str) -> Response:
+            tenant, wanted = self._tenant(request), parse_body(ProfileRequest, await self._body(request))
+            return _json(await self._users.profile(wanted, tenant=tenant, request_id=request_id))
 
         return await self._guard(request, run)
 
@@ -224,18 +240,18 @@ def request_id_of(request: Request) -> str:
 
 def _headers(request_id: str, timings_ms: dict[str, float]) -> dict[str, str]:
     timing = ", ".join(f"{name};dur={value:.3f}" for name, value in timings_ms.items())
-    return {"X-Request-Id": request_id, "Server-Timing": timing}
+    return {"X-Request-Id": request_id, **({"Server-Timing": timing} if timing else {})}
 
 
 def _list_query(request: Request) -> ListQuery:
     try:
         return list_query(request.query_params.multi_items())
     except ValidationError as error:
-        raise InvalidRequest(_explain(error)) from error
+        raise InvalidRequest(explain(error)) from error
 
 
-def _list(answer: dict[str, Any]) -> Response:
-    headers = _headers(answer["request_id"], answer["timings_ms"])
+def _json(answer: dict[str, Any]) -> Response:
+    headers = _headers(answer["request_id"], answer.get("timings_ms", {}))
     return Response(orjson.dumps(answer), media_type="application/json", headers=headers)
 
 
@@ -248,52 +264,6 @@ async def _server_sent(first: ServerEvent, events: AsyncIterator[ServerEvent]) -
 
 def _frame(event: ServerEvent) -> bytes:
     return b"event: " + event[0].encode() + b"\ndata: " + orjson.dumps(event[1]) + b"\n\n"
-
-
-def _parse(schema: type[Schema], body: bytes) -> Schema:
-    try:
-        return schema.model_validate_json(body)
-    except ValidationError as error:
-        if any(e["type"] == "json_invalid" for e in error.errors(include_input=False, include_url=False)):
-            raise MalformedBody("the body is not valid JSON") from error
-        raise InvalidRequest(_explain(error)) from error
-
-
-def _explain(error: ValidationError) -> str:
-    """Name every problem by field, without repeating what was sent: names of fields, never values."""
-    found = error.errors(include_input=False, include_url=False, include_context=False)
-    return "; ".join(f"{'.'.join(_named(p) for p in e['loc']) or 'body'}: {e['msg']}" for e in found[:20])
-
-
-def _named(part: str | int) -> str:
-    """Return a part of a field's place; a key that does not look like a field's name is not repeated."""
-    return str(part) if isinstance(part, int) or _FIELD.match(part) else "?"
-
-
-def _parse_events(body: bytes) -> tuple[list[EventIn], list[EventResult | None]]:
-    """Return the valid events and, per event sent, None for a valid one or the result that says what is wrong."""
-    try:
-        data = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise MalformedBody("the body is not valid JSON") from error
-    if isinstance(data, dict):
-        try:
-            return [EventIn.model_validate(data)], [None]
-        except ValidationError as error:
-            raise InvalidRequest(_explain(error)) from error
-    if not isinstance(data, list) or not 1 <= len(data) <= MAX_EVENTS:
-        raise InvalidRequest(f"send one event or a list of 1 to {MAX_EVENTS}")
-    parsed: list[EventIn] = []
-    results: list[EventResult | None] = []
-    for one in data:
-        try:
-            parsed.append(EventIn.model_validate(one))
-            results.append(None)
-        except ValidationError as error:
-            event_id = one.get("event_id") if isinstance(one, dict) else None
-            known = event_id if isinstance(event_id, str) and is_valid_id(event_id) else None
-            results.append(EventResult(event_id=known, status="invalid", reason=_explain(error)))
-    return parsed, results
 
 
 async def loop_lag(observe: Callable[[float], None], *, period_s: float = 0.5) -> None:

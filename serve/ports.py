@@ -21,6 +21,7 @@ from models.explain.explainer import Reason
 from models.features import UserFeatures
 from models.retrieval.query import RetrievalQuery
 from models.store.port import EventStatus
+from models.store.profiles import Linked
 from serve.context import StageCall
 
 
@@ -88,4 +89,16 @@ class EventSink(Protocol):
 
     async def append(self, tenant: str, events: Sequence[Event], *, now_ms: int) -> Sequence[EventStatus]:
         """Return one status per event, same order. Raises DependencyError when durability cannot be promised."""
+        ...
+
+
+class Profiles(Protocol):
+    """What is stored of a user or a session: read on demand, and a session merged into a user."""
+
+    async def read(self, tenant: str, user_id: str | None, session_id: str | None) -> UserFeatures:
+        """Return what is stored; `known` is False for strangers. Raises DependencyError."""
+        ...
+
+    async def link(self, tenant: str, user_id: str, session_id: str, *, now_ms: int) -> Linked:
+        """Merge the session into the user and forget it; durable, and harmless to repeat. Raises DependencyError."""
         ...

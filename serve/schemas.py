@@ -8,11 +8,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
 
+from models.events import session_owner
 from models.ids import ID_PATTERN
 
 Id = Annotated[str, Field(strict=True, min_length=1, max_length=128, pattern=ID_PATTERN)]
+
+
+def _no_session(user_id: str) -> str:
+    """Refuse what would be the profile of a session: nobody may read or write it as a user."""
+    if user_id.startswith(session_owner("")):
+        raise ValueError(f"a user id does not begin with {session_owner('')}, which marks sessions")
+    return user_id
+
+
+UserId = Annotated[Id, AfterValidator(_no_session)]
 AttributeName = Annotated[str, Field(strict=True, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_ -]{1,64}$")]
 AttributeValue = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
 Number = Annotated[StrictInt, Field(ge=-(2**53), le=2**53)] | StrictFloat
@@ -49,7 +60,7 @@ class FilterSpec(_Closed):
 class RecommendRequest(_Closed):
     """Body of `POST /v1/recommend`."""
 
-    user_id: Id | None = None
+    user_id: UserId | None = None
     session_id: Id | None = None
     k: StrictInt = Field(10, ge=1, le=MAX_K)
     explain: StrictBool = False
@@ -78,7 +89,7 @@ class EventIn(_Closed):
     """One event of `POST /v1/events`. `event_id` makes a retry harmless; `timestamp_ms` defaults to now."""
 
     event_id: Id
-    user_id: Id | None = None
+    user_id: UserId | None = None
     session_id: Id | None = None
     item_id: Id | None = None
     type: EventName
@@ -106,6 +117,32 @@ class ListQuery(_Closed):
     filters: dict[AttributeName, Annotated[list[AttributeValue], Field(min_length=1, max_length=100)]] = Field(
         default_factory=dict, max_length=16
     )
+
+
+class LinkRequest(_Closed):
+    """Body of `POST /v1/users:link`."""
+
+    user_id: UserId
+    session_id: Id
+
+    @model_validator(mode="after")
+    def _two(self) -> LinkRequest:
+        if self.user_id == self.session_id:
+            raise ValueError("user_id and session_id are the same: give the user that the session turned out to be")
+        return self
+
+
+class ProfileRequest(_Closed):
+    """Body of `POST /v1/users:profile`: a user or an anonymous session."""
+
+    user_id: UserId | None = None
+    session_id: Id | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> ProfileRequest:
+        if (self.user_id is None) == (self.session_id is None):
+            raise ValueError("give user_id or session_id, one of them")
+        return self
 
 
 class EventResult(BaseModel):
@@ -215,6 +252,42 @@ class SimilarAnswer(BaseModel):
     bought_together: list[TogetherOut]
     items: list[SimilarItemOut]
     timings_ms: dict[str, float]
+
+
+class LinkAnswer(BaseModel):
+    """Body of the 200 of `POST /v1/users:link`, given when the merge is durable; asking again is harmless.
+
+    `session_known` is False for a session without stored events (never seen, expired, or linked before).
+    `events` counts the session's recent events that the user did not have yet.
+    """
+
+    request_id: str
+    session_known: bool
+    events: int
+
+
+class ProfileEventOut(BaseModel):
+    """One stored event; `title` is null where the current release holds no such item."""
+
+    item_id: str
+    title: str | None
+    type: EventName
+    value: float
+    timestamp_ms: int
+
+
+class ProfileAnswer(BaseModel):
+    """Body of the 200 of `POST /v1/users:profile`: `events` newest first, `seen_items` ever seen, both bounded.
+
+    `summary` is what a text ranker reads of it.
+    """
+
+    request_id: str
+    release: str
+    known: bool
+    summary: str
+    seen_items: int
+    events: list[ProfileEventOut]
 
 
 class Problem(BaseModel):

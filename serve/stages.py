@@ -22,6 +22,7 @@ from models.explain.explainer import Reason, ReasonWriter
 from models.features import UserFeatures
 from models.retrieval.query import RetrievalQuery
 from models.store.port import EventStatus, OnlineStore, StoreError, StoreTimeout
+from models.store.profiles import Linked, ProfileStore
 from serve.context import StageCall
 from serve.errors import ContractViolation, DeadlineExceeded, DependencyError, RecommendError
 from serve.ports import ReasonTask, Scores
@@ -69,6 +70,29 @@ class StoreEventSink:
             return await self._store.append(tenant, events, now_ms=now_ms)
         except StoreError as error:
             raise DependencyError("events could not be made durable; send them again") from error
+
+
+class StoreProfiles:
+    """Reads and merges profiles in the online store."""
+
+    def __init__(self, store: ProfileStore, *, read_timeout_s: float = 0.5) -> None:
+        self._store = store
+        self._read_timeout_s = read_timeout_s
+
+    async def read(self, tenant: str, user_id: str | None, session_id: str | None) -> UserFeatures:
+        """See `Profiles.read`."""
+        session = None if session_id is None else session_owner(session_id)
+        try:
+            return await self._store.fetch(tenant, user_id, session, timeout_s=self._read_timeout_s)
+        except StoreError as error:
+            raise DependencyError("the store is unavailable") from error
+
+    async def link(self, tenant: str, user_id: str, session_id: str, *, now_ms: int) -> Linked:
+        """See `Profiles.link`."""
+        try:
+            return await self._store.link(tenant, user_id, session_owner(session_id), now_ms=now_ms)
+        except StoreError as error:
+            raise DependencyError("the merge could not be made durable; send it again") from error
 
 
 class EngineRetriever:

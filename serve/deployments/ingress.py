@@ -9,7 +9,8 @@ from fastapi import FastAPI, Request, Response
 from ray import serve as ray_serve
 from starlette.exceptions import HTTPException
 
-from models.store.port import OnlineStore, StoreError
+from models.store.port import StoreError
+from models.store.profiles import ProfileStore
 from serve.deployments.openapi import body_of, describe
 from serve.deployments.replica import (
     ReplicaConfig,
@@ -33,14 +34,19 @@ from serve.releases import ReleaseHolder
 from serve.schemas import (
     EventIn,
     EventsAnswer,
+    LinkAnswer,
+    LinkRequest,
     ListAnswer,
     Problem,
+    ProfileAnswer,
+    ProfileRequest,
     RecommendAnswer,
     RecommendRequest,
     SimilarAnswer,
 )
 from serve.signing import Signer
-from serve.stages import StoreEventSink
+from serve.stages import StoreEventSink, StoreProfiles
+from serve.users import UserService
 from serve.wiring import Stages
 
 app = FastAPI(title="Raycommend", version="1", description="Recommendations with reasons, in real time.")
@@ -70,7 +76,7 @@ class IngressDeployment:
 
         check_packages(config)
         settings = config.settings
-        self._store: OnlineStore = open_store(config)
+        self._store: ProfileStore = open_store(config)
         self._metrics = ServeMetrics()
         self._releases: ReleaseHolder = await follow_releases(config, self._store, warm_edge)
         pool = executor(settings.ingress.threads, "ingress")
@@ -108,6 +114,7 @@ class IngressDeployment:
                 settings=settings,
                 executor=pool,
             ),
+            users=UserService(StoreProfiles(self._store), self._releases),
             ready=self._state,
             metrics=self._metrics,
         )
@@ -151,6 +158,18 @@ class IngressDeployment:
         """The items taken most of all time."""
         return await self._edge.ranking(request, "popular")
 
+    @app.post("/v1/users:link", response_model=LinkAnswer, responses=_PROBLEMS, openapi_extra=body_of(LinkRequest))
+    async def link(self, request: Request) -> Response:
+        """Merge an anonymous session into the user it turned out to be; answered when that is durable."""
+        return await self._edge.link(request)
+
+    @app.post(
+        "/v1/users:profile", response_model=ProfileAnswer, responses=_PROBLEMS, openapi_extra=body_of(ProfileRequest)
+    )
+    async def profile(self, request: Request) -> Response:
+        """What is stored of a user or a session, readable."""
+        return await self._edge.profile(request)
+
     @app.get("/healthz")
     async def healthz(self) -> dict[str, str]:
         """Alive."""
@@ -178,4 +197,4 @@ class IngressDeployment:
         self._metrics.in_flight(self._edge.in_flight)
 
 
-describe(app, [RecommendRequest, EventIn])
+describe(app, [RecommendRequest, EventIn, LinkRequest, ProfileRequest])

@@ -12,6 +12,7 @@ from models.artifacts import ArtifactStore
 from models.bundle import ReleaseBundle
 from models.retrieval.settings import RetrievalSettings
 from models.store.port import OnlineStore
+from models.store.profiles import ProfileStore
 from serve.auth import Keys
 from serve.errors import ConfigError
 from serve.releases import ReleaseHolder, Warm
@@ -37,14 +38,14 @@ class ReplicaConfig:
     release_wait_s: float = 60.0
 
 
-def open_store(config: ReplicaConfig) -> OnlineStore:
+def open_store(config: ReplicaConfig) -> ProfileStore:
     """Return the online store named by the environment. Raises ConfigError when it names none."""
-    from models.store.redis_store import RedisStore
+    from models.store.profiles import RedisProfiles
 
     url = os.environ.get(STORE_URL)
     if not url:
         raise ConfigError(f"set {STORE_URL} to the URL of the store (redis:// or rediss://)")
-    return RedisStore(url, cluster=config.store_cluster)
+    return RedisProfiles(url, cluster=config.store_cluster)
 
 
 def api_keys() -> Keys:

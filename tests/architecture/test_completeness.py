@@ -11,7 +11,7 @@ import pytest
 from serve import clients, errors, fakes, ports
 from serve.errors import HTTP_ERRORS, RecommendError, http_error
 
-NO_CLIENT = {"EventSink"}  # the ingress writes to the store itself: an acknowledgement has no hop to lose
+NO_CLIENT = {"EventSink", "Profiles"}  # the ingress writes to the store itself: an acknowledgement has no hop to lose
 NEEDS_SERVE = ("serve.app", "serve.deployments")
 
 

@@ -25,6 +25,7 @@ from models.explain.template import template_reason
 from models.retrieval.query import AttributeFilter, RetrievalQuery
 from models.store.memory import MemoryStore
 from models.store.port import EventStatus, StoreTimeout, StoreUnavailable
+from models.store.profiles import Linked, MemoryProfiles
 from serve.clients import ExplainerClient, FeatureFetcherClient, QueryEncoderClient, RankerClient, RetrieverClient
 from serve.context import StageCall
 from serve.deployments.batches import each
@@ -40,6 +41,7 @@ from serve.fakes import (
     FakeEventSink,
     FakeExplainer,
     FakeFeatureFetcher,
+    FakeProfiles,
     FakeQueryEncoder,
     FakeRanker,
     FakeRetriever,
@@ -52,6 +54,7 @@ from serve.stages import (
     ModelRanker,
     StoreEventSink,
     StoreFeatureFetcher,
+    StoreProfiles,
     TextQueryEncoder,
 )
 
@@ -252,6 +255,49 @@ async def test_an_event_twice_in_one_list_is_accepted_once(sink) -> None:
     assert list(await sink.append("main", [event, event], now_ms=NOW)) == ["accepted", "duplicate"]
 
 
+# --- Profiles -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["in process", "fake"])
+async def profiles(request):
+    """Profiles of tenant main that hold two events of session s1 and one of user u1."""
+    ours, theirs = events_of(session_owner("s1"), "i01", "i02"), events_of("u1", "i03")
+    store = MemoryProfiles()
+    await store.append("main", [*ours, *theirs], now_ms=NOW)
+    if request.param == "in process":
+        return StoreProfiles(store)
+    fake = FakeProfiles()
+    fake.users["main", "u1"] = await store.fetch("main", "u1", None, timeout_s=1)
+    fake.sessions["main", "s1"] = await store.fetch("main", None, session_owner("s1"), timeout_s=1)
+    return fake
+
+
+async def test_profiles_are_read_by_user_or_session_and_by_tenant(profiles) -> None:
+    assert (await profiles.read("main", "u1", None)).item_ids == ("i03",)
+    assert (await profiles.read("main", None, "s1")).item_ids == ("i01", "i02")
+    for tenant, user, session in (("other", "u1", "s1"), ("main", "s1", "u1"), ("main", None, None)):
+        assert not (await profiles.read(tenant, user, session)).known
+
+
+async def test_a_session_is_linked_once_and_then_unknown(profiles) -> None:
+    assert await profiles.link("other", "u1", "s1", now_ms=NOW) == Linked(False, 0)
+    assert await profiles.link("main", "u1", "s1", now_ms=NOW) == Linked(True, 2)
+    assert await profiles.link("main", "u1", "s1", now_ms=NOW) == Linked(False, 0)
+    found = await profiles.read("main", "u1", None)
+    assert sorted(found.item_ids) == ["i01", "i02", "i03"] and len(found.seen) == 3
+    assert not (await profiles.read("main", None, "s1")).known
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("x"), StoreTimeout("x")])
+async def test_profiles_that_the_store_cannot_reach_are_a_failed_dependency(error) -> None:
+    for call in (
+        StoreProfiles(Failing(error)).link("main", "u1", "s1", now_ms=NOW),
+        StoreProfiles(Failing(error)).read("main", "u1", None),
+    ):
+        with pytest.raises(DependencyError):
+            await call
+
+
 # --- Explainer ------------------------------------------------------------------------------------------------------
 
 
@@ -292,7 +338,7 @@ async def test_an_explainer_may_be_left_in_the_middle(explainer, call, task) -> 
 # --- What goes wrong ------------------------------------------------------------------------------------------------
 
 
-class Failing(MemoryStore):
+class Failing(MemoryProfiles):
     def __init__(self, error: Exception) -> None:
         super().__init__()
         self.error = error
@@ -301,6 +347,9 @@ class Failing(MemoryStore):
         raise self.error
 
     async def append(self, *args, **named):
+        raise self.error
+
+    async def link(self, *args, **named):
         raise self.error
 
 

@@ -13,8 +13,8 @@ import pytest
 from fastapi import FastAPI, Request, Response
 
 from models.retrieval.settings import RetrievalSettings
-from models.store.memory import MemoryStore
 from models.store.port import StoreError
+from models.store.profiles import MemoryProfiles
 from serve.auth import Keys
 from serve.fakes import FakeExplainer, FakeQueryEncoder, FakeRanker, FakeRetriever, SilentMetrics
 from serve.http import HttpEdge
@@ -26,7 +26,8 @@ from serve.records import ServedRecords
 from serve.releases import ReleaseHolder
 from serve.settings import ServeSettings
 from serve.signing import Signer
-from serve.stages import StoreEventSink, StoreFeatureFetcher
+from serve.stages import StoreEventSink, StoreFeatureFetcher, StoreProfiles
+from serve.users import UserService
 
 
 class Edge:
@@ -34,7 +35,7 @@ class Edge:
 
     def __init__(self, tiny: Any, folder: Path, settings: ServeSettings, keys: str = "") -> None:
         self.tiny, self.settings, self.folder = tiny, settings, folder
-        self.store = MemoryStore(durability="fsync")
+        self.store = MemoryProfiles(durability="fsync")
         self.store_error: StoreError | None = None
         self.keys = Keys.parse(keys)
         self.metrics = SilentMetrics()
@@ -60,6 +61,10 @@ class Edge:
     async def append(self, *args: Any, **named: Any) -> Any:
         self._away()
         return await self.store.append(*args, **named)
+
+    async def link(self, *args: Any, **named: Any) -> Any:
+        self._away()
+        return await self.store.link(*args, **named)
 
     def _away(self) -> None:
         if self.store_error is not None:
@@ -106,6 +111,7 @@ class Edge:
                 settings=self.settings,
                 executor=self.pool,
             ),
+            users=UserService(StoreProfiles(self), self.releases),
             ready=self._ready,
             metrics=self.metrics,
         )
@@ -135,6 +141,14 @@ class Edge:
         @app.get("/v1/items:trending")
         async def trending(request: Request) -> Response:
             return await edge.ranking(request, "trending")
+
+        @app.post("/v1/users:link")
+        async def link(request: Request) -> Response:
+            return await edge.link(request)
+
+        @app.post("/v1/users:profile")
+        async def profile(request: Request) -> Response:
+            return await edge.profile(request)
 
         @app.get("/readyz")
         async def readyz(request: Request) -> Response:

@@ -216,7 +216,8 @@ async def test_the_openapi_document_describes_bodies_answers_and_problems(http) 
         assert get["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith(f"/{answer}")
         assert {"401", "404", "422", "503"} <= set(get["responses"])
         assert ("item_id" in path) == ("item_id" in [p["name"] for p in get["parameters"] if p["in"] == "path"])
-    assert "/v1/items:trending" in document["paths"]
+    assert {"/v1/items:trending", "/v1/users:link", "/v1/users:profile"} <= set(document["paths"])
+    assert {"LinkRequest", "LinkAnswer", "ProfileRequest", "ProfileAnswer"} <= set(schemas)
 
     def refs(node):
         if isinstance(node, dict):

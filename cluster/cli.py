@@ -26,6 +26,9 @@ from pipelines.dataset import DatasetError
 _FIXABLE = (OperatorError, ValkeyStartError, ArtifactError, DatasetError, HubError)
 """Errors whose message names the fix."""
 
+_SUITED = {"online-retail": "shop"}
+"""Environments that suit a data set better than `local`, where none is named."""
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Real-time recommendations with reasons, on Ray.")
 
 Env = Annotated[str, typer.Option("--env", help="Settings to start from: a name in cluster/envs, or a YAML file.")]
@@ -204,17 +207,17 @@ def _tell_ingest(state: dict[str, Any]) -> None:
 
 @app.command()
 def evaluate(
-    dataset: Annotated[str, typer.Option(help="ml-100k.")] = "ml-100k",
+    dataset: Annotated[str, typer.Option(help="ml-100k, online-retail, or one you imported.")] = "ml-100k",
     seeds: Annotated[int, typer.Option(help="Tie-breaking seeds.", min=1, max=5)] = 5,
     ablate: Annotated[bool, typer.Option(help="Source by source, and with and without the ranker.")] = False,
-    env: Env = "local",
+    env: Annotated[str | None, typer.Option("--env", help="As elsewhere; by default what suits the data set.")] = None,
     set_: Set = None,
     json: Json = False,
 ) -> None:
     """Measure recommendation quality through the real pipeline, beside baselines computed in the same run."""
     from loadtests.bench.harness import run_bench
 
-    with _operating(env, set_) as settings:
+    with _operating(env or _SUITED.get(dataset, "local"), set_) as settings:
         options = {"dataset": dataset, "seeds": seeds, "ablate": ablate}
         tree = settings.model_dump(mode="json")
         raise typer.Exit(run_bench("quality", state=settings.state, json=json, options=options, settings=tree))

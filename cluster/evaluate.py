@@ -1,15 +1,17 @@
 """Drives the real `RecommendationPipeline` with in-process stages through the evaluation protocol.
 
 Every method is fitted on the training part of a split only; the ranker too is trained there, once per tie seed,
-so that no held-out event ever reaches it. Called by the `quality` benchmark behind `raycommend evaluate`.
+so that no held-out event ever reaches it. Where settings say that touched items may come again, the question is the
+next basket instead of the next item. Called by the `quality` benchmark behind `raycommend evaluate`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +24,14 @@ from models.candidates import SCORED_SOURCES, Source
 from models.catalog import ItemCatalog
 from models.encoder import HashEncoder
 from models.events import EventLog
-from models.features import ANONYMOUS, UserFeatures
+from models.features import ANONYMOUS, RECENT_EVENTS, UserFeatures
 from models.rankers.port import CrossEncoder
 from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings, SourceWeights
 from pipelines.build import Builder
-from pipelines.evaluation.baselines import BEST_BASELINE, Build, Recommend, baselines
+from pipelines.evaluation.baselines import BEST_BASELINE, Build, Recommend, baselines, once, shop_baselines
 from pipelines.evaluation.evaluate import Report, evaluate
-from pipelines.evaluation.protocol import leave_last
+from pipelines.evaluation.protocol import Split, leave_last, split_by_time
 from serve.context import RequestContext, StageCall
 from serve.deadline import Deadline
 from serve.pipeline import RecommendationPipeline
@@ -41,12 +43,15 @@ from serve.stages import EngineRetriever, ModelRanker, TextQueryEncoder
 DATASETS = {"ml-100k": "movielens-100k"}
 """Names of the evaluation that differ from the importer's."""
 MERGED, FUSED = "merged retrieval", "fused ranking"
+NEXT_ITEM, NEW, REPEAT, COLD = "next item", "new", "repeat", "cold"
+"""The questions: the next item; or of the next basket what is new to the user, or all of it, or a new user's first."""
 _PATIENCE_MS = 60_000
+_EVERYTHING = 1 << 31
 Tell = Callable[[str], None]
 
 
-def evaluate_dataset(settings: Settings, name: str, *, seeds: int, ablate: bool, tell: Tell) -> Report:
-    """Return every method's figures on one data set, imported and embedded first where that has not happened."""
+def evaluate_dataset(settings: Settings, name: str, *, seeds: int, ablate: bool, tell: Tell) -> Mapping[str, Report]:
+    """Return every method's figures by question, on a data set that is imported and embedded first where needed."""
     workspace = Workspace(settings)
     name = DATASETS.get(name, name)
     if not workspace.dataset_folder(name).is_dir():
@@ -65,15 +70,37 @@ def evaluate_dataset(settings: Settings, name: str, *, seeds: int, ablate: bool,
     file = artifacts.get(release.artifacts["embeddings"]).path / EMBEDDINGS_FILE
     driver = _Driver(settings, catalog, np.load(file, allow_pickle=False), tell)
     try:
-        return evaluate(
-            lambda seed: leave_last(dataset.events, tie_seed=seed),
-            catalog,
-            {**baselines(catalog), **driver.methods(ablate=ablate)},
-            seeds=tuple(range(seeds)),
-            progress=tell,
-        )
+        ours = driver.methods(ablate=ablate)
+        if settings.serve.pipeline.exclude_seen:
+            methods = {**baselines(catalog), **ours}
+            every = tuple(range(seeds))
+            leave = partial(_leave_last, dataset.events)
+            return {NEXT_ITEM: evaluate(leave, catalog, methods, seeds=every, progress=tell)}
+        # One split serves all questions, so each method is fitted once.
+        methods = {name: once(build) for name, build in {**shop_baselines(catalog), **ours}.items()}
+        found = {}
+        for question, split in _baskets(dataset.events).items():
+            tell(question)
+            found[question] = evaluate(partial(_same, split), catalog, methods, seeds=(0,), progress=tell)
+        return found
     finally:
         driver.close()
+
+
+def _leave_last(events: EventLog, seed: int) -> Split:
+    return leave_last(events, tie_seed=seed)
+
+
+def _same(split: Split, seed: int) -> Split:
+    return split
+
+
+def _baskets(events: EventLog) -> dict[str, Split]:
+    """Return the cases of each question over the very same training log; they hold everything a user ever took."""
+    every = split_by_time(events, repeats=True, limit=_EVERYTHING)
+    new = split_by_time(events, limit=_EVERYTHING)
+    cold = split_by_time(events, repeats=True, cold=True)
+    return {NEW: Split(every.train, new.cases), REPEAT: every, COLD: Split(every.train, cold.cases)}
 
 
 class _Driver:
@@ -95,7 +122,9 @@ class _Driver:
         """Return merged retrieval and, where one is trained, fused ranking; with `ablate` every source alone too."""
         found: dict[str, Build] = {}
         if ablate:
-            for source in (Source.semantic, Source.collaborative, Source.sequential, Source.trending, Source.popular):
+            for source in SCORED_SOURCES:
+                if source is Source.similar or (source is Source.repeat and self._pipeline_settings.exclude_seen):
+                    continue  # these have nothing to say without seeds, or where touched items are left out
                 found[f"only {source.name}"] = self._build(_only(self._settings.models.retrieval, source))
         found[MERGED] = self._build(self._settings.models.retrieval)
         if self._settings.pipelines.train_ranker:
@@ -173,12 +202,12 @@ class _Driver:
 
 
 class _GivenFeatures:
-    """A `FeatureFetcher` that returns the user of the case at hand."""
+    """A `FeatureFetcher` that returns the user of the case at hand, with as many events as a store would hold."""
 
     user: UserFeatures = ANONYMOUS
 
     async def fetch(self, call: StageCall, user_id: str | None, session_id: str | None) -> UserFeatures:
-        return self.user
+        return self.user.take(np.arange(len(self.user))[-RECENT_EVENTS:])
 
 
 def _only(settings: RetrievalSettings, source: Source) -> RetrievalSettings:
@@ -186,4 +215,4 @@ def _only(settings: RetrievalSettings, source: Source) -> RetrievalSettings:
     return settings.model_copy(update={n: weights for n in ("weights", "short_weights", "cold_weights")})
 
 
-__all__ = ["BEST_BASELINE", "DATASETS", "FUSED", "MERGED", "evaluate_dataset"]
+__all__ = ["BEST_BASELINE", "COLD", "DATASETS", "FUSED", "MERGED", "NEW", "NEXT_ITEM", "REPEAT", "evaluate_dataset"]

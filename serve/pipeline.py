@@ -129,7 +129,7 @@ class RecommendationPipeline:
             now_ms=ctx.now_ms,
             user=user,
             # A caller that brings the list wants it ranked, not thinned out.
-            exclude_seen=request.exclude_seen and given is None,
+            exclude_seen=given is None and self._exclude_seen(request),
             exclude_items=tuple(request.exclude_items),
             seed_items=tuple(request.seed_items),
             only_items=given,
@@ -137,6 +137,9 @@ class RecommendationPipeline:
             intent=intent,
             personal=request.profiling,
         )
+
+    def _exclude_seen(self, request: RecommendRequest) -> bool:
+        return self._settings.exclude_seen if request.exclude_seen is None else request.exclude_seen
 
     async def _retrieve(self, ctx: RequestContext, query: RetrievalQuery, bundle: ReleaseBundle) -> Candidates:
         if not len(bundle.catalog):

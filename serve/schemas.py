@@ -70,7 +70,7 @@ class RecommendRequest(_Closed):
     seed_items: list[Id] = Field(default_factory=list, max_length=50)
     candidates: list[Id] | None = Field(None, min_length=1, max_length=MAX_CANDIDATES)
     exclude_items: list[Id] = Field(default_factory=list, max_length=1000)
-    exclude_seen: StrictBool = True
+    exclude_seen: StrictBool | None = None
     cursor: str | None = Field(None, strict=True, max_length=16_384, pattern=r"^[A-Za-z0-9_=-]+$")
     filters: dict[AttributeName, FilterSpec] = Field(default_factory=dict, max_length=16)
     diversity: float = Field(0.0, ge=0.0, le=1.0, strict=True)

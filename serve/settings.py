@@ -37,6 +37,8 @@ class PipelineSettings(_Section):
 
     candidates: int = Field(100, ge=10, le=2000)
     """How many candidates are retrieved and ranked."""
+    exclude_seen: bool = True
+    """Whether touched items are left out where a request does not say; a shop, where people buy again, says no."""
     features: StageBudget = StageBudget(budget_ms=60, minimum_ms=2)
     """One round trip to the store."""
     query: StageBudget = StageBudget(budget_ms=150, minimum_ms=10)

@@ -5,18 +5,20 @@ Raw samples are each method's NDCG per user, so that `bench verify` recomputes m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.config import Settings
-from cluster.evaluate import BEST_BASELINE, FUSED, MERGED, evaluate_dataset
+from cluster.evaluate import BEST_BASELINE, COLD, FUSED, MERGED, NEW, NEXT_ITEM, REPEAT, evaluate_dataset
 from loadtests import stats
 from loadtests.bench.harness import BenchContext
 from loadtests.bench.measures import measure
 from loadtests.bench.targets import Aim
 from loadtests.stats import Estimate
+from pipelines.evaluation.baselines import SHOP_BASELINES
 from pipelines.evaluation.evaluate import Report
 
 
@@ -26,7 +28,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     dataset: str = "ml-100k"
-    """`ml-100k`, or the name of an imported data set."""
+    """`ml-100k`, `online-retail`, or the name of an imported data set."""
     seeds: int = Field(5, ge=1, le=5)
     """Seeds of the tie-breaking shuffle; figures are means over them."""
     ablate: bool = False
@@ -46,28 +48,50 @@ def bench(context: BenchContext) -> None:
     """Evaluate and state the targets."""
     options = context.options(Options)
     settings = Settings.model_validate(dict(context.settings))
-    report = evaluate_dataset(settings, options.dataset, seeds=options.seeds, ablate=options.ablate, tell=context.tell)
-    _show(context, report)
+    reports = evaluate_dataset(settings, options.dataset, seeds=options.seeds, ablate=options.ablate, tell=context.tell)
+    for question, report in reports.items():
+        _show(context, question, report)
+    if NEXT_ITEM in reports:
+        _next_item(context, reports[NEXT_ITEM])
+    else:
+        _baskets(context, reports)
+
+
+def _next_item(context: BenchContext, report: Report) -> None:
     files = {name: context.save_array(_label(name), report.per_user(name)) for name in report.methods}
     context.target("merged_ndcg10", "array_mean", files[MERGED], aim=Aim(at_least=0.130))
     if FUSED in files:
         context.target("fused_ndcg10", "array_mean", files[FUSED], aim=Aim(at_least=0.138))
-    for target, ours, theirs in (
-        ("merged_vs_best_lower", MERGED, BEST_BASELINE),
-        ("fused_vs_merged_lower", FUSED, MERGED),
-    ):
-        if ours not in files:
-            continue
-        difference = report.per_user(ours) - report.per_user(theirs)
-        file = context.save_array(target, difference)
-        context.target(target, "advantage", file, bound="low", aim=Aim(at_least=0.0))
+    _advantage(context, "merged_vs_best_lower", report, MERGED, BEST_BASELINE)
+    if FUSED in files:
+        _advantage(context, "fused_vs_merged_lower", report, FUSED, MERGED)
     ratio = report.methods[MERGED].coverage / max(report.methods["popularity"].coverage, 1e-9)
     context.target("coverage_ratio", "array_mean", context.save_array("coverage_ratio", [ratio]), aim=Aim(at_least=5.0))
 
 
-def _show(context: BenchContext, report: Report) -> None:
+def _baskets(context: BenchContext, reports: Mapping[str, Report]) -> None:
+    """Every question against the best baseline of this very run; cold users without an aim."""
+    for question, aim in ((NEW, Aim(at_least=0.100)), (REPEAT, Aim(at_least=0.300)), (COLD, None)):
+        report = reports[question]
+        files = {
+            name: context.save_array(_label(f"{question} {name}"), report.per_user(name)) for name in report.methods
+        }
+        context.target(f"{question}_ndcg10", "array_mean", files[MERGED], aim=aim)
+        best = report.best_of([name for name in SHOP_BASELINES if name in files])
+        context.facts[f"{question}_best_baseline"] = best
+        if aim is not None:
+            _advantage(context, f"{question}_vs_best_lower", report, MERGED, best)
+
+
+def _advantage(context: BenchContext, target: str, report: Report, ours: str, theirs: str) -> None:
+    file = context.save_array(target, report.per_user(ours) - report.per_user(theirs))
+    context.target(target, "advantage", file, bound="low", aim=Aim(at_least=0.0))
+
+
+def _show(context: BenchContext, question: str, report: Report) -> None:
     context.tell(
-        f"{report.users} users, {report.cases} cases a seed, {len(report.seeds)} seeds, means [95 % over users]"
+        f"{question}: {report.users} users, {report.cases} cases a seed, {len(report.seeds)} seeds, "
+        "means [95 % over users]"
     )
     for name, method in report.methods.items():
         figures = "  ".join(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +16,7 @@ from models.behaviour.als import AlsModel, fit_als
 from models.behaviour.collaborative import CollaborativeModel
 from models.behaviour.ease import EaseModel, fit_ease
 from models.behaviour.interactions import Interactions, interactions_of
+from models.behaviour.next_basket import fit_next_basket
 from models.behaviour.rules import Rules, fit_rules
 from models.behaviour.sequences import Sequences, index_sequences
 from models.behaviour.transitions import Transitions, fit_transitions
@@ -38,12 +40,20 @@ class BehaviourSettings(BaseModel):
     """A transition over d events counts d to the minus this."""
     transition_backward: float = Field(default=0.5, ge=0, le=1)
     """What a transition counts in the direction in which it did not happen."""
+    collaborative: Literal["ease", "next_basket"] = "ease"
+    """What small catalogs are fitted with: which items go together, or (a shop) what is taken next and taken again."""
     ease_up_to_items: int = Field(default=10_000, ge=0)
-    """Catalogs up to this size use EASE (a dense items × items matrix), larger ones implicit ALS."""
+    """Catalogs up to this size use a dense items × items matrix, larger ones implicit ALS."""
     ease_ridge: float = Field(default=500.0, gt=0)
     """EASE's regularisation."""
     ease_half_life_days: float | None = Field(default=None, gt=0)
     """Age after which an event counts half in EASE; null counts all alike."""
+    basket_ridge: float = Field(default=2.0, gt=0)
+    """The next-basket regression's regularisation."""
+    basket_half_life_days: float | None = Field(default=20.0, gt=0)
+    """Age after which a basket counts half in the next-basket regression; null counts all alike."""
+    basket_history_half_life_days: float | None = Field(default=250.0, gt=0)
+    """Age after which an event in the history before a basket counts half; null counts all alike."""
     als_dimension: int = Field(default=64, ge=1, le=1024)
     """Length of the ALS item factors."""
     als_rounds: int = Field(default=15, ge=1, le=200)
@@ -119,12 +129,19 @@ def behaviour_of(interactions: Interactions, settings: BehaviourSettings) -> Beh
 
 
 def _collaborative(interactions: Interactions, settings: BehaviourSettings) -> CollaborativeModel:
-    if interactions.n_items <= settings.ease_up_to_items:
+    if interactions.n_items > settings.ease_up_to_items:
+        return fit_als(
+            interactions,
+            dimension=settings.als_dimension,
+            rounds=settings.als_rounds,
+            alpha=settings.als_alpha,
+            ridge=settings.als_ridge,
+        )
+    if settings.collaborative == "ease":
         return fit_ease(interactions, ridge=settings.ease_ridge, half_life_days=settings.ease_half_life_days)
-    return fit_als(
+    return fit_next_basket(
         interactions,
-        dimension=settings.als_dimension,
-        rounds=settings.als_rounds,
-        alpha=settings.als_alpha,
-        ridge=settings.als_ridge,
+        ridge=settings.basket_ridge,
+        half_life_days=settings.basket_half_life_days,
+        history_half_life_days=settings.basket_history_half_life_days,
     )

@@ -94,6 +94,10 @@ class RetrievalSettings(BaseModel):
     """Age after which an event counts half when a user is folded in; null counts all alike."""
     repeat_half_life_days: float = Field(default=60.0, gt=0)
     """Age after which an event counts half for the repeat source."""
+    repeat_trend_power: float = Field(default=0.0, ge=0, le=2)
+    """The repeat source multiplies by recent popularity to this power: what nobody takes now may be out of stock."""
+    trending_power: float | None = Field(default=None, gt=0, le=2)
+    """Trending compares recent popularity to this power; null takes its logarithm, which flattens the head."""
     fresh_below_users: int = Field(default=5, ge=0)
     """Items taken by at most this many users are fresh."""
     fresh_items: int = Field(default=5_000, ge=0)

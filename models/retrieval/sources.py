@@ -165,19 +165,20 @@ class NeighboursSource:
 
 
 class RepeatSource:
-    """What this user takes again: their own items, recent and frequent ones first."""
+    """What this user takes again: their own items, recent and frequent ones first, those in demand before others."""
 
     source = Source.repeat
 
-    def __init__(self, items: int, settings: RetrievalSettings) -> None:
-        self._items, self._half_life_days = items, settings.repeat_half_life_days
+    def __init__(self, statistics: Statistics, settings: RetrievalSettings) -> None:
+        self._half_life_days = settings.repeat_half_life_days
+        self._demand = np.power(np.asarray(statistics.recent, np.float32), np.float32(settings.repeat_trend_power))
 
     def opinion(self, state: UserState) -> Opinion | None:
         """See `RetrievalSource.opinion`."""
         if not len(state):
             return None
         weights = np.exp2(-state.ages_ms / (self._half_life_days * _DAY_MS)).astype(np.float32)
-        return SparseOpinion(state.rows, weights, self._items)
+        return SparseOpinion(state.rows, weights * self._demand[state.rows], len(self._demand))
 
 
 class FreshSource:
@@ -210,10 +211,11 @@ class FreshSource:
 class CountSource:
     """The same for everybody: popular over all time, or of late."""
 
-    def __init__(self, source: Source, counts: Scores) -> None:
-        """`counts` float32[items]; compared by logarithm, so that one blockbuster does not drown the rest."""
+    def __init__(self, source: Source, counts: Scores, *, power: float | None = None) -> None:
+        """`counts` float32[items] to the `power`; None takes logarithms: one blockbuster does not drown the rest."""
         self.source = source
-        self._opinion = RankedOpinion(np.log1p(np.asarray(counts, np.float32)))
+        counts = np.asarray(counts, np.float32)
+        self._opinion = RankedOpinion(np.log1p(counts) if power is None else np.power(counts, np.float32(power)))
 
     def opinion(self, state: UserState) -> Opinion:
         """See `RetrievalSource.opinion`."""

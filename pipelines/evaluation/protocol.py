@@ -11,7 +11,7 @@ import numpy as np
 
 from models.behaviour.replay import histories, order_of, ring_events
 from models.events import EventLog
-from models.features import UserFeatures
+from models.features import RECENT_EVENTS, UserFeatures
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +68,24 @@ def leave_last(log: EventLog, *, held_out: int = 3, tie_seed: int = 0) -> Split:
     return Split(drop_last(log, held_out, tie_seed=tie_seed), cases)
 
 
-def split_by_time(log: EventLog, *, share: float = 0.9, repeats: bool = False, cold: bool = False) -> Split:
-    """Train before the moment that ends `share` of the time span; predict each user's next basket after it.
+def moment_of(log: EventLog, share: float) -> int:
+    """Return the time (ms) before which `share` of the events happened."""
+    return int(np.quantile(log.timestamps_ms, share)) if len(log) else 0
+
+
+def split_by_time(
+    log: EventLog, *, share: float = 0.9, repeats: bool = False, cold: bool = False, limit: int = RECENT_EVENTS
+) -> Split:
+    """Train before the moment by which `share` of the events happened; predict each user's next basket after it.
 
     A basket is what a user took at one time stamp. `cold` asks the users without any event before that moment
     instead of those with some. Without `repeats`, items taken before are no targets, and users left without a
-    target are not asked.
+    target are not asked. Cases know a user's last `limit` events, by default those that the online store keeps.
     """
     log = ring_events(log)
     if not len(log):
         return Split(log, [])
-    first, last = int(log.timestamps_ms.min()), int(log.timestamps_ms.max())
-    moment = first + int(share * (last - first))
+    moment = moment_of(log, share)
     cases = []
     for history in histories(log):
         position = int(np.searchsorted(history.timestamps_ms, moment))
@@ -90,7 +96,7 @@ def split_by_time(log: EventLog, *, share: float = 0.9, repeats: bool = False, c
         before = set() if repeats else set(history.item_ids[:position])
         targets = frozenset(str(i) for i in basket if i not in before)
         if targets:
-            cases.append(Case(history.user_id, history.before(position), now, targets, repeats))
+            cases.append(Case(history.user_id, history.before(position, limit=limit), now, targets, repeats))
     return Split(log.take(log.timestamps_ms < moment), cases)
 
 

@@ -146,15 +146,18 @@ def test_a_method_that_repeats_an_item_is_refused(catalog: ItemCatalog) -> None:
 def test_the_split_by_time_asks_for_the_next_basket_of_returning_users() -> None:
     log = make_log(
         ("u", "a", 0), ("u", "b", 500), ("u", "a", 950), ("u", "c", 950), ("u", "d", 1000),
-        ("new", "a", 960), ("gone", "b", 10),
+        ("new", "a", 960), ("gone", "b", 10), *(("gone", f"x{n}", 20 + n) for n in range(9)),
     )  # fmt: skip
-    (case,) = split_by_time(log).cases
+    # Twelve of sixteen events lie before 900.
+    (case,) = split_by_time(log, share=0.75).cases
     assert case.targets == {"c"} and case.user.item_ids == ("a", "b") and not case.repeats
-    (again,) = split_by_time(log, repeats=True).cases
+    (again,) = split_by_time(log, share=0.75, repeats=True, limit=1).cases
     assert again.targets == {"a", "c"} and again.repeats
-    (cold,) = split_by_time(log, cold=True).cases
+    assert again.user.item_ids == ("b",) and len(again.user.seen) == 2
+    (cold,) = split_by_time(log, share=0.75, cold=True).cases
     assert cold.user_id == "new" and not len(cold.user)
-    assert split_by_time(log).train.timestamps_ms.max() < 900
+    train = split_by_time(log, share=0.75).train
+    assert len(train) == 12 and train.timestamps_ms.max() == 500
 
 
 def test_tuning_reads_no_test_event_and_never_ends_below_its_start(catalog: ItemCatalog) -> None:

@@ -1,0 +1,95 @@
+"""Tunes the weights of the retrieval sources for next baskets, on events before the test events only.
+
+The counterpart of `tune` for the split by time: the stretch before the test events validates, what lies before that
+is learned from. Called by hand before weights are committed to an environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.candidates import SCORED_SOURCES, Source
+from models.events import EventLog
+from models.retrieval.engine import RetrievalEngine
+from pipelines.evaluation.evaluate import query_of
+from pipelines.evaluation.protocol import Case, moment_of, split_by_time
+from pipelines.evaluation.tune import GRID, Tuned
+
+_DISCOUNTS = 1 / np.log2(np.arange(2, 12))
+_IDEAL = np.cumsum(_DISCOUNTS)
+_ROUNDS_UP = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """One way of asking: scaled source scores, what may be returned and what is right, each over cases × items."""
+
+    scores: npt.NDArray[np.float32]
+    allowed: npt.NDArray[np.bool_]
+    right: npt.NDArray[np.bool_]
+
+
+def tune_baskets(
+    log: EventLog,
+    build: Callable[[EventLog], RetrievalEngine],
+    start: Mapping[Source, float],
+    *,
+    fixed: Source = Source.collaborative,
+    share: float = 0.9,
+    validation_share: float = 0.8,
+    sweeps: int = 2,
+    grid: Sequence[float] = (*GRID, 1.5, 2.0),
+) -> Tuned:
+    """Search weights by coordinate ascent over `grid`, with `fixed` kept as the unit.
+
+    Events after the moment that ends `share` of the log are dropped first. The figure is the mean NDCG@10 of new items
+    and of any items, over the baskets that follow the moment that ends `validation_share`.
+    """
+    known = log.take(log.timestamps_ms < moment_of(log, share))
+    splits = [split_by_time(known, share=validation_share / share, repeats=repeats) for repeats in (False, True)]
+    engine = build(splits[0].train)
+    columns = [_collect(engine, split.cases) for split in splits]
+    weights = np.array([start.get(s, 0.0) for s in SCORED_SOURCES], np.float32)
+    before = best = _figure(columns, weights)
+    for _ in range(sweeps):
+        for at, source in enumerate(SCORED_SOURCES):
+            if source in (fixed, Source.similar):
+                continue  # without seeds, `similar` has nothing to say
+            for value in grid:
+                tried = weights.copy()
+                tried[at] = value
+                if (found := _figure(columns, tried)) > best + _ROUNDS_UP:
+                    best, weights = found, tried
+    return Tuned({s: float(w) for s, w in zip(SCORED_SOURCES, weights, strict=True) if w}, before, best)
+
+
+def _collect(engine: RetrievalEngine, cases: Sequence[Case]) -> _Column:
+    items = len(engine.catalog)
+    scores = np.zeros((len(cases), items, len(SCORED_SOURCES)), np.float32)
+    allowed = np.zeros((len(cases), items), bool)
+    right = np.zeros((len(cases), items), bool)
+    for at, case in enumerate(cases):
+        found = engine.retrieve(query_of(case, items))
+        scores[at, found.rows] = found.source_scores
+        allowed[at, found.rows] = True
+        targets = engine.catalog.rows(sorted(case.targets))
+        right[at, targets[targets >= 0]] = True
+    return _Column(scores, allowed, right)
+
+
+def _figure(columns: Sequence[_Column], weights: npt.NDArray[np.float32]) -> float:
+    return float(np.mean([_ndcg(column, weights) for column in columns]))
+
+
+def _ndcg(column: _Column, weights: npt.NDArray[np.float32]) -> float:
+    total = np.where(column.allowed, column.scores @ weights, -np.inf)
+    best = np.argpartition(-total, min(10, total.shape[1] - 1), axis=1)[:, :10]
+    order = np.argsort(-np.take_along_axis(total, best, axis=1), axis=1, kind="stable")
+    best = np.take_along_axis(best, order, axis=1)
+    hits = np.take_along_axis(column.right & column.allowed, best, axis=1)
+    ideal = _IDEAL[np.clip(column.right.sum(axis=1), 1, 10) - 1]
+    return float(((hits * _DISCOUNTS[: hits.shape[1]]).sum(axis=1) / ideal).mean())

@@ -36,8 +36,8 @@ class RetrievalQuery:
     `exclude_items` are ids that must not return; seen items are excluded too when `exclude_seen`.
     `seed_items` stand in for (or add to) history. `intent` is a unit vector of the query text or None.
     `only_items` restricts the answer to a given list (rank my candidates). `personal` False means the user's
-    history must not be used (seed items and popularity only). `about_seeds` asks for what resembles or follows the seed
-    items, whoever asks.
+    history must not be used (seed items and popularity only). `about_seeds` asks what
+    resembles or follows the seed items: the weights for items apply, and usually `personal` is False.
     """
 
     n: int

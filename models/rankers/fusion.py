@@ -39,6 +39,8 @@ FEATURE_NAMES: tuple[str, ...] = (
     "label_last",
     "number_affinity",
     "number_last",
+    "popularity_affinity",
+    "popularity_last",
     "log_popularity",
     "log_recent",
     "item_age",
@@ -82,6 +84,7 @@ class FusionFeatures:
                 *self._text_columns(query, candidates, history, weights),
                 *self._labels.columns(candidates.rows, history, weights),
                 *self._number_columns(candidates.rows, history, weights),
+                *self._popularity_columns(candidates.rows, history),
                 *self._static[candidates.rows].T,
                 self._age_column(query, candidates.rows),
             ]
@@ -108,6 +111,14 @@ class FusionFeatures:
         total = (present * weights[:, None]).sum(axis=0)
         centre = (np.where(present, past, 0.0) * weights[:, None]).sum(axis=0) / np.where(total > 0, total, np.nan)
         return [_closeness(own, centre), _closeness(own, past[-1])]
+
+    def _popularity_columns(self, rows: npt.NDArray[np.int32], history: History) -> list[Floats]:
+        """How near a candidate's popularity is to what the user takes, over the recent past and of late."""
+        if len(history) == 0:
+            return [np.zeros(len(rows), np.float32)] * 2
+        own, past = self._static[rows, 0], self._static[history.rows, 0]
+        back = np.arange(len(history) - 1, -1, -1)
+        return [-np.abs(own - np.average(past, weights=decay**back)) for decay in (_DECAY, 0.5)]
 
     def _age_column(self, query: RetrievalQuery, rows: npt.NDArray[np.int32]) -> Floats:
         days = (query.now_ms - self._first_ms[rows]) / _DAY_MS

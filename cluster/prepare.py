@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ def build(settings: Settings, *, dataset: str | None = None) -> BuildReport:
             retrieval=settings.models.retrieval,
             encoder=lambda: workspace.encoder(threads=os.cpu_count() or 1),
             encoder_uri=settings.models.encoder.uri,
+            text_ranker=_text_ranker(settings, workspace),
             progress=progress,
             on_step=_tell,
         )
@@ -74,6 +75,15 @@ def build(settings: Settings, *, dataset: str | None = None) -> BuildReport:
         os.environ.update(workspace.secrets())
         say(f"published as epoch {publish(settings, report.release)}")
     return report
+
+
+def _text_ranker(settings: Settings, workspace: Workspace) -> tuple[str, Callable[[], Path]] | None:
+    """Return the text ranker that the settings name and how to fetch it, or None for the compressed back end."""
+    of = settings.models.ranker
+    if of.backend != "text" or of.text_uri is None:
+        return None
+    uri = of.text_uri
+    return uri, lambda: resolve(uri, cache=workspace.models)
 
 
 def _check_dimension(settings: Settings, workspace: Workspace, release: Release) -> None:

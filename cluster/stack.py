@@ -135,7 +135,7 @@ class Stack:
         async def run() -> int:
             store = _patient_store(self._settings)
             try:
-                return await materialise(store, dataset.events, name=dataset.name, progress=progress)
+                return await materialise(store, dataset.events, progress=progress)
             finally:
                 await store.close()
 
@@ -161,6 +161,7 @@ class Stack:
                 "artifacts_url": self._settings.artifacts_url,
                 "artifact_cache": str(of.root / "artifact-cache"),
                 "records_folder": str(of.records),
+                "events_folder": str(of.root / "events"),
                 "encoder_folder": str(of.encoder_folder()),
                 "generator_folder": str(of.generator_folder()),
                 "store_cluster": self._settings.cluster.store.cluster,

@@ -38,6 +38,10 @@ class GeneratorSettings(_Section):
     """Longest prompt plus answer."""
     kv_cache_gib: int = Field(1, ge=1)
     """Memory for the key-value cache on a CPU."""
+    gpu_memory_share: float = Field(0.85, gt=0, le=1)
+    """Share of a GPU's memory that the engine takes."""
+    max_running: int = Field(16, ge=1)
+    """Reasons computed together; a GPU takes hundreds."""
     threads: int = Field(1, ge=1)
     """CPU threads of the engine."""
     niceness: int = Field(5, ge=0, le=19)

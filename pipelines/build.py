@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from models.artifacts import Artifact, ArtifactError, ArtifactStore
 from models.bundle import EMBEDDINGS_FILE
@@ -64,15 +65,20 @@ class Builder:
         retrieval: RetrievalSettings,
         encoder: Callable[[], Encoder],
         encoder_uri: str,
+        text_ranker: tuple[str, Callable[[], Path]] | None = None,
         progress: Progress = silent,
         on_step: Callable[[StepReport], None] = lambda _: None,
     ) -> None:
-        """`encoder` is called only when there is something to embed; `retrieval` is what serving will use."""
+        """`encoder` is called only when there is something to embed; `retrieval` is what serving will use.
+
+        `text_ranker` is the URI of a text ranker and how to fetch it; None trains the compressed one.
+        """
         self._artifacts = artifacts
         self._settings = settings
         self._retrieval = retrieval
         self._encoder = encoder
         self._encoder_uri = encoder_uri
+        self._text_ranker = text_ranker
         self._progress = progress
         self._on_step = on_step
         self._steps: list[StepReport] = []
@@ -108,16 +114,9 @@ class Builder:
         references = {a.ref.split("/")[0]: a.ref for a in steps}
         notes: dict[str, Any] = {"dataset": dataset.name, "items": len(catalog), "events": len(dataset.events)}
         if self._settings.train_ranker:
-            inputs = {
-                **events,
-                "embeddings": embedding_step.ref,
-                "behaviour": self._settings.behaviour.model_dump(),
-                "retrieval": self._retrieval.model_dump(),
-                "half_life_days": self._settings.popularity_half_life_days,
-                "training": self._settings.training.model_dump(),
-                "seed": self._settings.seed,
-            }
-            ranker = self._step("ranker", inputs, lambda to: self._train(dataset, catalog, embeddings, to))
+            inputs = self._ranker_inputs({**events, "embeddings": embedding_step.ref})
+            make = self._train if self._text_ranker is None else self._take_text
+            ranker = self._step("ranker", inputs, lambda to: make(dataset, catalog, np.asarray(embeddings), to))
             notes["ranker"] = dict(ranker.meta.get("metrics", {}))
             # Measured on validation events: a ranker below retrieval order is kept, but not switched on.
             if notes["ranker"].get("switch_on"):
@@ -179,13 +178,52 @@ class Builder:
         fit_statistics(dataset.events, catalog, half_life_days=half_life).save(to)
         return {"events": len(dataset.events), **_window(dataset)}
 
-    def _train(self, dataset: Dataset, catalog: ItemCatalog, embeddings: Any, to: Path) -> Mapping[str, Any]:
+    def _ranker_inputs(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        of = self._settings
+        made_by = (
+            {"training": of.training.model_dump()}
+            if self._text_ranker is None
+            else {"text": self._text_ranker[0], "cases": of.text_validation_cases}
+        )
+        return {
+            **data,
+            "behaviour": of.behaviour.model_dump(),
+            "retrieval": self._retrieval.model_dump(),
+            "half_life_days": of.popularity_half_life_days,
+            "seed": of.seed,
+            **made_by,
+        }
+
+    def _take_text(
+        self, dataset: Dataset, catalog: ItemCatalog, embeddings: npt.NDArray[np.float32], to: Path
+    ) -> Mapping[str, Any]:
+        from pipelines.text_ranker import take_text_ranker
+
+        if self._text_ranker is None:
+            raise ValueError("no text ranker was named")
+        metrics = take_text_ranker(
+            self._text_ranker[1](),
+            dataset.events,
+            catalog,
+            embeddings,
+            to,
+            retrieval=self._retrieval,
+            behaviour=self._settings.behaviour,
+            half_life_days=self._settings.popularity_half_life_days,
+            cases=self._settings.text_validation_cases,
+            seed=self._settings.seed,
+        )
+        return {"metrics": metrics, **_window(dataset)}
+
+    def _train(
+        self, dataset: Dataset, catalog: ItemCatalog, embeddings: npt.NDArray[np.float32], to: Path
+    ) -> Mapping[str, Any]:
         from pipelines.training.train import train_ranker
 
         metrics = train_ranker(
             dataset.events,
             catalog,
-            np.asarray(embeddings),
+            embeddings,
             to,
             settings=self._settings.training,
             retrieval=self._retrieval,

@@ -19,6 +19,8 @@ class PipelinesSettings(BaseModel):
     """Recent popularity halves in this time."""
     train_ranker: bool = True
     """Whether `build` trains a ranker; without one, retrieval order is served."""
+    text_validation_cases: int = Field(100, ge=10)
+    """Users whose last event judges a `text` ranker; each costs a hundred pairs of texts."""
     seed: int = Field(0, ge=0)
     """Seed of training; the same seed and data give the same ranker."""
     behaviour: BehaviourSettings = BehaviourSettings()

@@ -32,6 +32,8 @@ class ExplainerDeployment:
                 dtype=settings.dtype,
                 max_model_len=settings.max_model_len_tokens,
                 kv_cache_gib=settings.kv_cache_gib,
+                gpu_memory_utilization=settings.gpu_memory_share,
+                max_running=settings.max_running,
                 threads=settings.threads,
                 nice=settings.niceness,
                 max_queued=settings.max_pending,

@@ -200,7 +200,7 @@ def test_a_build_leaves_no_temporary_folder(bench, dataset, tmp_path, monkeypatc
 
 async def test_materialised_profiles_are_what_training_would_see(log_of) -> None:
     store, log, told = MemoryStore(), log_of(users=9, each=30), []
-    written = await materialise(store, log, name="tiny", progress=lambda *step: told.append(step))
+    written = await materialise(store, log, progress=lambda *step: told.append(step))
     assert written == len(log) == 270 and told[-1] == ("materialise", 270, 270)
     for user in ("u0", "u8"):
         mine = log.take(log.user_ids == user)
@@ -213,9 +213,9 @@ async def test_materialised_profiles_are_what_training_would_see(log_of) -> None
 
 async def test_materialising_twice_changes_nothing(log_of) -> None:
     store, log = MemoryStore(), log_of()
-    assert await materialise(store, log, name="tiny") == len(log)
+    assert await materialise(store, log) == len(log)
     before = await store.fetch("main", "u1", None, timeout_s=1)
-    assert await materialise(store, log, name="tiny") == 0
+    assert await materialise(store, log) == 0
     assert (await store.fetch("main", "u1", None, timeout_s=1)).item_ids == before.item_ids
 
 
@@ -231,9 +231,9 @@ async def test_a_run_cut_short_is_finished_by_the_next(log_of) -> None:
 
     store, log = CutShort(), log_of()
     with pytest.raises(StoreUnavailable):
-        await materialise(store, log, name="tiny")
+        await materialise(store, log)
     store.left = 10_000
-    assert 0 < await materialise(store, log, name="tiny") < len(log)
+    assert 0 < await materialise(store, log) < len(log)
     assert len(await store.fetch("main", "u1", None, timeout_s=1)) == 8
 
 
@@ -248,12 +248,12 @@ async def test_long_histories_are_cut_to_the_ring_but_stay_in_the_seen_set() -> 
         np.arange(n, dtype=np.int64),
     )
     store = MemoryStore()
-    assert await materialise(store, log, name="long") == n
+    assert await materialise(store, log) == n
     user = await store.fetch("main", "u1", None, timeout_s=1)
     assert len(user) == RECENT_EVENTS and user.item_ids[-1] == f"i{n - 1}" and len(user.seen) == n
 
 
 async def test_history_that_statistics_already_count_does_not_enter_the_stream(log_of) -> None:
     store = MemoryStore()
-    await materialise(store, log_of(), name="tiny")
+    await materialise(store, log_of())
     assert not any(store._tenants["main"].streams.values())

@@ -1,0 +1,72 @@
+"""A pretrained text ranker is taken into an artifact, judged, and loads from there."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+from models.artifacts import ArtifactStore
+from models.bundle import load_bundle
+from models.catalog import Item
+from models.encoder import HashEncoder
+from models.events import EventLog, EventType
+from models.rankers.text import TextRanker
+from models.retrieval.query import RetrievalQuery
+from models.retrieval.settings import RetrievalSettings
+from pipelines.build import Builder
+from pipelines.dataset import Dataset
+from pipelines.settings import PipelinesSettings
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "liked", *"0123456789"]
+
+
+def tiny_text_model(folder: Path) -> Path:
+    BertTokenizer(vocab={word: at for at, word in enumerate(WORDS)}).save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertForSequenceClassification(BertConfig(vocab_size=len(WORDS), num_labels=1, **shape)).save_pretrained(folder)
+    return folder
+
+
+def films() -> Dataset:
+    items = [Item(f"i{n}", f"film {n}") for n in range(12)]
+    n = 60
+    log = EventLog(
+        np.array([f"u{k % 6}" for k in range(n)], object),
+        np.array([f"i{(k * 5 + k // 6) % 12}" for k in range(n)], object),
+        np.full(n, EventType.view, np.uint8),
+        np.ones(n, np.float32),
+        np.arange(n, dtype=np.int64) * 1000,
+    )
+    return Dataset("films", items, log)
+
+
+def test_the_text_back_end_is_copied_judged_and_served_only_when_it_is_not_below_retrieval(tmp_path: Path) -> None:
+    model = tiny_text_model(tmp_path / "model")
+    artifacts = ArtifactStore(str(tmp_path / "artifacts"), cache=tmp_path / "cache")
+    fetched: list[int] = []
+
+    def build() -> object:
+        return Builder(
+            artifacts,
+            settings=PipelinesSettings(text_validation_cases=10),
+            retrieval=RetrievalSettings(),
+            encoder=HashEncoder,
+            encoder_uri="hash",
+            text_ranker=("folder:model", lambda: fetched.append(1) or model),
+        ).run(films())
+
+    report = build()
+    judged = report.release.notes["ranker"]
+    assert judged["validation_lists"] == 6
+    assert judged["switch_on"] is (judged["fused_vs_retrieval"]["mean"] >= 0)
+    assert ("ranker" in report.release.artifacts) is judged["switch_on"]
+    ranker = next(s for s in report.steps if s.name == "ranker")
+    release = report.release.__class__({**report.release.artifacts, "ranker": ranker.ref})
+    bundle = load_bundle(artifacts, release, settings=RetrievalSettings())
+    assert isinstance(bundle.ranker, TextRanker)
+    query = RetrievalQuery(n=5, now_ms=100_000)
+    assert np.isfinite(bundle.ranker.score(query, bundle.engine.retrieve(query))).all()
+    again = build()
+    assert all(s.reused for s in again.steps) and fetched == [1]

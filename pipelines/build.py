@@ -24,6 +24,7 @@ from models.bundle import EMBEDDINGS_FILE
 from models.catalog import CATALOG_FILE, ItemCatalog, write_catalog
 from models.encoder import Encoder
 from models.progress import Progress, silent
+from models.rankers.fusion import FEATURE_NAMES
 from models.releases import Release, new_release
 from models.retrieval.settings import RetrievalSettings
 from pipelines.dataset import Dataset
@@ -181,7 +182,8 @@ class Builder:
     def _ranker_inputs(self, data: Mapping[str, Any]) -> dict[str, Any]:
         of = self._settings
         made_by = (
-            {"training": of.training.model_dump()}
+            # A ranker reads its features by name: another set of names is another ranker.
+            {"training": of.training.model_dump(), "features": list(FEATURE_NAMES)}
             if self._text_ranker is None
             else {"text": self._text_ranker[0], "cases": of.text_validation_cases}
         )

@@ -81,8 +81,10 @@ class RetrievalEngine:
         if not allowed.any():
             return Candidates.empty()
         weights = self._weights(query, state)
-        # Every source is asked, since their scores are the ranker's features; those of weight 0 propose nothing.
-        opinions = {s: o for s in self._sources if (o := self._ask(s, query, state)) is not None}
+        # Every source is asked, since their scores are the ranker's features; those of weight 0 propose nothing. What
+        # is asked about items is not ranked.
+        asked = [s for s in self._sources if not query.about_seeds or weights.of(s) > 0 or s is Source.popular]
+        opinions = {s: o for s in asked if (o := self._ask(s, query, state)) is not None}
         depth = max(query.n, self.settings.source_depth)
         found = {s: o.top(depth, allowed) for s, o in opinions.items() if weights.of(s) > 0 or s is Source.popular}
         if len(self.catalog) <= DENSE_BELOW or query.only_items is not None:

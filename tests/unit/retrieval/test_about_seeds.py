@@ -41,6 +41,8 @@ def test_content_and_links_alone_decide_and_the_item_is_never_in_its_own_list(en
     columns = [COLUMN_OF[s] for s in (Source.similar, Source.sequential)]
     np.testing.assert_allclose(found.scores, found.source_scores[:, columns].sum(axis=1), rtol=1e-5)
     assert (np.diff(found.scores) <= 0).all()
+    others = [at for s, at in COLUMN_OF.items() if s not in (Source.similar, Source.sequential, Source.popular)]
+    assert not found.source_scores[:, others].any(), "a source that does not count was asked"
     assert not (found.sources & ~np.uint16(Source.similar | Source.sequential | Source.popular)).any()
 
 

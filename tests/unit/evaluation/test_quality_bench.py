@@ -1,0 +1,62 @@
+"""`raycommend evaluate` on a tiny shop, end to end but for the encoder: through the pipeline, to verified targets."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.cli import _SUITED
+from cluster.config import load_settings
+from cluster.workspace import Workspace
+from loadtests.bench.harness import run_bench
+from loadtests.bench.verify import verify
+from models.catalog import Item
+from models.encoder import HashEncoder
+from models.events import EventLog, EventType
+from pipelines.dataset import Dataset, write_dataset
+from pipelines.evaluation.baselines import SHOP_BASELINES
+from pipelines.importers import IMPORTERS
+
+DAY_MS = 86_400_000
+START_MS = 1_600_000_000_000
+
+
+def tiny_shop(users: int = 30, visits: int = 9, items: int = 40) -> Dataset:
+    """Everyone buys their staple every week, and then what follows on what they tried the week before."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for user in range(users):
+        staple, tried = int(rng.integers(5)), int(rng.integers(5, items))
+        # The last user is new at the end.
+        for visit in range(visits - 1 if user == users - 1 else 0, visits):
+            at = START_MS + (7 * visit + user % 7) * DAY_MS
+            rows += [(f"u{user}", f"i{staple}", at), (f"u{user}", f"i{tried}", at)]
+            tried = 5 + (tried - 4) % (items - 5)
+    user_ids, item_ids, times = zip(*rows, strict=True)
+    log = EventLog(
+        np.array(user_ids, object), np.array(item_ids, object), np.full(len(rows), EventType.purchase, np.uint8),
+        np.ones(len(rows), np.float32), np.array(times, np.int64),
+    ).sorted_by_time()  # fmt: skip
+    return Dataset("tiny-shop", [Item(f"i{n}", f"Item {n}") for n in range(items)], log)
+
+
+def test_a_shop_is_asked_three_questions_and_its_figures_can_be_verified(tmp_path, capsys, monkeypatch) -> None:
+    settings = load_settings("shop", [f"cluster.state={tmp_path}"], environ={})
+    write_dataset(tiny_shop(), Workspace(settings).dataset_folder("tiny-shop"))
+    monkeypatch.setattr(Workspace, "encoder", lambda self, **_: HashEncoder())
+    tree = settings.model_dump(mode="json")
+    run_bench("quality", state=tmp_path, json=True, options={"dataset": "tiny-shop"}, settings=tree)
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    targets = result["targets"]
+    assert {"new_ndcg10", "repeat_ndcg10", "cold_ndcg10", "new_vs_best_lower", "repeat_vs_best_lower"} == set(targets)
+    assert targets["repeat_ndcg10"]["value"] > targets["new_ndcg10"]["value"] > 0.3
+    assert targets["cold_ndcg10"]["n"] == 1
+    assert result["facts"]["repeat_best_baseline"] in SHOP_BASELINES
+    assert verify(Path(result["folder"]), json=True) == 0
+
+
+@pytest.mark.parametrize(("dataset", "env"), _SUITED.items())
+def test_an_environment_that_suits_a_data_set_is_one_of_ours_and_means_that_data_set(dataset: str, env: str) -> None:
+    assert dataset in IMPORTERS
+    assert load_settings(env, environ={}).cluster.dataset == dataset

@@ -5,6 +5,7 @@ Errors an operator can put right are one sentence and exit code 1; anything else
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ def demo(
     """Prepare what is missing, start, ask, click, ask again; then stay up until Ctrl-C."""
     from cluster.demo import run_demo
 
-    with _operating(env, set_) as settings:
+    with _operating(env, set_, json=json) as settings:
         run_demo(settings, once=once, as_json=json)
 
 
@@ -55,7 +56,7 @@ def up(env: Env = "local", set_: Set = None, json: Json = False) -> None:
     """Start everything and stay until Ctrl-C."""
     from cluster.stack import Stack
 
-    with _operating(env, set_) as settings, Stack(settings, say=say) as stack:
+    with _operating(env, set_, json=json) as settings, Stack(settings, say=say) as stack:
         if json:
             result({"ok": True, "url": stack.url})
         else:
@@ -68,7 +69,7 @@ def down(env: Env = "local", set_: Set = None, json: Json = False) -> None:
     """End exactly what `up` started in this state folder, wherever it was started from."""
     from cluster.ledger import Ledger
 
-    with _operating(env, set_) as settings:
+    with _operating(env, set_, json=json, secrets=False) as settings:
         ended = Ledger(settings.state).end_all(grace_s=20.0)
         if json:
             result({"ok": True, "ended": [{"pid": e.pid, "name": e.name, "killed": e.killed} for e in ended]})
@@ -85,7 +86,7 @@ def status(env: Env = "local", set_: Set = None, json: Json = False) -> None:
     from cluster.ledger import Ledger
     from cluster.stack import api_url, running
 
-    with _operating(env, set_) as settings:
+    with _operating(env, set_, json=json, secrets=False) as settings:
         processes = Ledger(settings.state).alive()
         up_now = running(settings)
         state: dict[str, Any] = ApiClient(api_url(settings)).ready() if up_now else {"ready": False}
@@ -114,7 +115,7 @@ def import_(
     """Import a data set into the state folder. Bad rows go to a rejects file, numbered; none is dropped silently."""
     from cluster.prepare import import_dataset
 
-    with _operating(env, set_) as settings:
+    with _operating(env, set_, json=json) as settings:
         paths = {"path": path, "items": items, "events": events}
         dataset = import_dataset(settings, name, paths=paths, max_bad_rows=max_bad_rows)
         counts = {"items": len(dataset.items), "events": len(dataset.events), "left_out": dict(dataset.left_out)}
@@ -136,7 +137,7 @@ def build(
     """Build a release: catalog, embeddings, index, behaviour, statistics, ranker. Reuses what is unchanged."""
     from cluster.prepare import build as build_release
 
-    with _operating(env, set_) as settings:
+    with _operating(env, set_, json=json) as settings:
         report = build_release(settings, dataset=dataset)
         release = report.release
         if json:
@@ -165,7 +166,7 @@ def recommend(
     from cluster.client import ApiClient
     from cluster.stack import api_url
 
-    with _operating(env, set_) as settings:
+    with _operating(env, set_, json=json) as settings:
         api = ApiClient(url or api_url(settings), api_key=api_key)
         wish: dict[str, Any] = {"user_id": user, "session_id": session, "query": query, "k": k}
         wish = {name: value for name, value in wish.items() if value is not None}
@@ -194,7 +195,7 @@ def ingest(
     """Take events from Kafka into the store until Ctrl-C; offsets are committed after the write."""
     from cluster.ingest import ingest_kafka
 
-    with _operating(env, set_) as settings:
+    with _operating(env, set_, json=json) as settings:
         options = {"group": group, "tenant": tenant, "until_empty": until_empty, "properties": properties}
         state = ingest_kafka(settings, servers=kafka, topic=topic, tell=_tell_ingest, **options)  # type: ignore[arg-type]
         if json:
@@ -235,7 +236,7 @@ def bench(
     from loadtests.bench.harness import list_benches, run_bench
     from loadtests.bench.verify import verify
 
-    with _operating(env, set_) as settings:
+    with _operating(env, set_, json=json) as settings:
         if name == "list":
             if json:
                 result({"benches": [{"name": one.name, "summary": one.summary} for one in list_benches()]})
@@ -266,14 +267,21 @@ def _options(arguments: list[str]) -> dict[str, str]:
 
 
 @contextmanager
-def _operating(env: str, overrides: list[str] | None) -> Iterator[Settings]:
-    """Load the settings; turn errors with a fix into one sentence, and signals into an orderly end."""
+def _operating(
+    env: str, overrides: list[str] | None, *, json: bool = False, secrets: bool = True
+) -> Iterator[Settings]:
+    """Load the settings; turn errors with a fix into one sentence, and signals into an orderly end.
+
+    With `json` the error is a JSON line too. Commands that start nothing do without `secrets`.
+    """
     # SIGTERM unwinds like Ctrl-C, so that `down` and a supervisor get the same orderly stop.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        yield load_settings(env, overrides or [])
+        yield load_settings(env, overrides or [], environ=os.environ if secrets else None)
     except _FIXABLE as error:
         stderr.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        if json:
+            result({"ok": False, "error": str(error)})
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         stderr.print("stopped")

@@ -5,6 +5,7 @@ The click is on an item the first list does not show, so that what moves is the 
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections import Counter
@@ -37,7 +38,7 @@ def run_demo(settings: Settings, *, once: bool, as_json: bool) -> None:
     with Stack(settings, say=say) as stack:
         start_s = time.perf_counter() - started
         say(f"started in {start_s:.1f} s: {stack.url}")
-        first, second = _round(ApiClient(stack.url), dataset)
+        first, second = _round(ApiClient(stack.url, api_key=os.environ.get("RAYCOMMEND_API_KEY")), dataset)
         if not as_json:
             _show(dataset, first, second)
         if not once:

@@ -230,7 +230,7 @@ def test_every_setting_says_what_it_does_and_no_section_takes_unknown_keys(path:
 
 def test_numbers_carry_their_unit_in_their_name() -> None:
     words = ("deadline", "timeout", "budget", "poll", "half_life", "delay", "memory")
-    units = ("_ms", "_s", "_bytes", "_gib", "_tokens", "_days", "_events")
+    units = ("_ms", "_s", "_bytes", "_gib", "_tokens", "_days", "_events", "_share")
     wrong = [
         f"{path}.{name}"
         for path, model in sections()

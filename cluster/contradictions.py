@@ -13,7 +13,7 @@ from serve.auth import DEFAULT_TENANT, Keys
 from serve.errors import ConfigError
 from serve.schemas import MAX_K
 from serve.settings import DeploymentSettings, ServeSettings
-from serve.signing import MIN_KEY_LENGTH
+from  import MIN_KEY_LENGTH
 
 if TYPE_CHECKING:
     from cluster.config import Settings

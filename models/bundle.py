@@ -21,6 +21,7 @@ from models.releases import Release
 
 if TYPE_CHECKING:
     from models.behaviour.behaviour import Behaviour
+    from models.behaviour.snapshot import LiveStatistics
     from models.behaviour.statistics import Statistics
     from models.retrieval.engine import RetrievalEngine
     from models.retrieval.filters import AttributeMasks
@@ -58,20 +59,39 @@ class ReleaseBundle:
 
         return Statistics.load(self.folders["statistics"])
 
+    @cached_property
+    def counted(self) -> Statistics:
+        """The release's statistics and what was counted live since (see `go_live`): what lists and reasons go by."""
+        return self.statistics
+
+    def go_live(self, live: LiveStatistics) -> int:
+        """Count live events too, from now on; return how many of their items this catalog does not know.
+
+        The ranker goes on reading the release's own statistics: it was trained on them. Not for two threads at once.
+        """
+        counted, unknown = live.added_to(self.statistics, self.catalog)
+        # A cached property reads the instance's dictionary first.
+        self.__dict__.update(
+            counted=counted, popularity_rank=_ranks(counted.popularity), trending_rank=_ranks(counted.recent)
+        )
+        if "engine" in self.__dict__:
+            self.engine.recount(counted)
+        return unknown
+
     @property
     def popularity(self) -> npt.NDArray[np.float32]:
         """How often each item was taken, float32[items]."""
-        return self.statistics.popularity
+        return self.counted.popularity
 
     @cached_property
     def popularity_rank(self) -> npt.NDArray[np.int64]:
         """Rank of each item by popularity, 0 for the most popular."""
-        return _ranks(self.statistics.popularity)
+        return _ranks(self.counted.popularity)
 
     @cached_property
     def trending_rank(self) -> npt.NDArray[np.int64]:
         """Rank of each item by recent popularity, 0 for the most popular."""
-        return _ranks(self.statistics.recent)
+        return _ranks(self.counted.recent)
 
     @cached_property
     def masks(self) -> AttributeMasks:
@@ -87,9 +107,12 @@ class ReleaseBundle:
         from models.retrieval.engine import RetrievalEngine
 
         index = load_faiss(self.folders["index"], self.embeddings)
-        return RetrievalEngine(
+        engine = RetrievalEngine(
             self.catalog, self.embeddings, index, self.behaviour, self.statistics, settings=self.settings
         )
+        if self.counted is not self.statistics:
+            engine.recount(self.counted)
+        return engine
 
     @cached_property
     def ranker(self) -> CrossEncoder:

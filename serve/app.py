@@ -15,6 +15,7 @@ from ray import serve as ray_serve
 
 import serve as our_package
 from models.settings import ModelSettings
+from serve.deployments.consumer import ConsumerDeployment
 from serve.deployments.explainer import ExplainerDeployment
 from serve.deployments.ingress import IngressDeployment
 from serve.deployments.replica import ReplicaConfig
@@ -37,6 +38,7 @@ class AppArgs(BaseModel):
     artifacts_url: str
     artifact_cache: str
     records_folder: str
+    events_folder: str = ""
     encoder_folder: str
     generator_folder: str
     store_cluster: bool = False
@@ -70,8 +72,15 @@ def build(args: Mapping[str, Any]) -> Any:
     explainer = deployment(ExplainerDeployment, settings.explainer).bind(
         config, given.generator_folder, given.models.generator
     )
-    stages = Stages(settings, given.encoder_folder, encoder.max_tokens, explainer, **handles)
+    consumer = _consumer(settings, config, given.events_folder) if settings.consumer.enabled else None
+    stages = Stages(settings, given.encoder_folder, encoder.max_tokens, explainer, consumer=consumer, **handles)
     return deployment(IngressDeployment, settings.ingress).bind(config, stages)
+
+
+def _consumer(settings: ServeSettings, config: ReplicaConfig, folder: str) -> Any:
+    if not folder:
+        raise ValueError("events_folder is missing: serve.consumer.enabled writes the event log there")
+    return deployment(ConsumerDeployment, DeploymentSettings(num_cpus=settings.consumer.num_cpus)).bind(config, folder)
 
 
 def deployment(cls: Any, of: DeploymentSettings) -> Any:

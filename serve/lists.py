@@ -172,7 +172,7 @@ def _together(bundle: ReleaseBundle, row: int, k: int, filters: dict[str, Attrib
 def _ranked(
     bundle: ReleaseBundle, by: Ranking, k: int, filters: dict[str, AttributeFilter]
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    counts = np.asarray(bundle.statistics.popularity if by == "popular" else bundle.statistics.recent)
+    counts = np.asarray(bundle.counted.popularity if by == "popular" else bundle.counted.recent)
     place = bundle.popularity_rank if by == "popular" else bundle.trending_rank
     rows = np.flatnonzero(bundle.masks.all_of(filters) & (counts > 0)).astype(np.int32)
     if len(rows) > k:

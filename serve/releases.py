@@ -102,6 +102,10 @@ class ReleaseHolder:
         except KeyError as error:
             raise ReleaseMissing("the pinned release is not loaded here") from error
 
+    def bundles(self, tenant: str) -> list[ReleaseBundle]:
+        """Return the tenant's releases that are loaded, oldest first."""
+        return list(self._held[tenant].values())
+
     def current(self, tenant: str) -> str:
         """Return the id of the tenant's current release. Raises ReleaseMissing before the first."""
         try:

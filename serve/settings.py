@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.consumer.settings import ConsumerSettings
 from serve.runner import StagePolicy
 
 Placement = Literal["deployment", "inline"]
@@ -74,6 +75,19 @@ class DeploymentSettings(_Section):
     """Worker threads for model and index calls inside a replica."""
 
 
+class ConsumerDeploymentSettings(_Section):
+    """The event consumer: live statistics for `trending` and `popular`, and the event log."""
+
+    enabled: bool = False
+    """Whether events are counted live and written to the event log; off, both end with the release."""
+    num_cpus: float = Field(0.1, ge=0)
+    """Logical CPUs that Ray sets aside for it."""
+    poll_s: float = Field(2.0, gt=0)
+    """How often replicas look for new live statistics."""
+    loop: ConsumerSettings = ConsumerSettings()
+    """How it counts and writes."""
+
+
 class ServeSettings(_Section):
     """The `serve` section."""
 
@@ -115,3 +129,5 @@ class ServeSettings(_Section):
     """Stage 4."""
     explainer: DeploymentSettings = DeploymentSettings(max_ongoing_requests=64)
     """Stage 5."""
+    consumer: ConsumerDeploymentSettings = ConsumerDeploymentSettings()
+    """The event consumer; it has one replica."""

@@ -40,6 +40,8 @@ class Stages:
     encoder: Any = None
     retriever: Any = None
     ranker: Any = None
+    consumer: Any = None
+    """Nobody calls it: bound here, it is part of the application."""
 
     def ports(self, bundle_of: BundleOf, store: OnlineStore, executor: Executor) -> Ports:
         """Return the ports for this replica; inline stages share its store, releases and executor."""

@@ -64,13 +64,27 @@ class RetrievalEngine:
             CollaborativeSource(behaviour, self.settings),
             SequentialSource(behaviour, self.settings),
             NeighboursSource(behaviour, self.settings),
-            CountSource(Source.trending, statistics.recent, power=self.settings.trending_power),
             RepeatSource(statistics, self.settings),
             FreshSource(semantic.vector, space, statistics, self.settings),
             SimilarSource(space),
+        ]
+        self._sources = {s.source: s for s in (*sources, *self._counting(statistics))}
+
+    def _counting(self, statistics: Statistics) -> list[CountSource]:
+        return [
+            CountSource(Source.trending, statistics.recent, power=self.settings.trending_power),
             CountSource(Source.popular, statistics.popularity),
         ]
-        self._sources = {s.source: s for s in sources}
+
+    def recount(self, statistics: Statistics) -> None:
+        """Let `trending` and `popular` go by newer statistics from the next query on; all else stays the release's.
+
+        Thread-safe. Raises ValueError when they are of another catalog.
+        """
+        if len(statistics) != len(self.catalog):
+            raise ValueError(f"statistics of {len(statistics)} items for a catalog of {len(self.catalog)}")
+        # One assignment: a query that runs sees the old sources or the new ones.
+        self._sources = {**self._sources, **{s.source: s for s in self._counting(statistics)}}
 
     def retrieve(self, query: RetrievalQuery) -> Candidates:
         """Return up to `query.n` candidates, best first, ties by item id; empty when nothing is allowed."""

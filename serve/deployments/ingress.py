@@ -18,6 +18,7 @@ from serve.deployments.replica import (
     check_packages,
     executor,
     follow_releases,
+    follow_statistics,
     open_store,
     signing_key,
     warm_edge,
@@ -79,6 +80,7 @@ class IngressDeployment:
         self._store: ProfileStore = open_store(config)
         self._metrics = ServeMetrics()
         self._releases: ReleaseHolder = await follow_releases(config, self._store, warm_edge)
+        self._live = await follow_statistics(config, self._releases)
         pool = executor(settings.ingress.threads, "ingress")
         ports = stages.ports(self._releases.bundle, self._store, pool)
         signer = Signer(signing_key())

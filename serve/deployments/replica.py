@@ -15,6 +15,7 @@ from models.store.port import OnlineStore
 from models.store.profiles import ProfileStore
 from serve.auth import Keys
 from serve.errors import ConfigError
+from serve.live import LiveFollower
 from serve.releases import ReleaseHolder, Warm
 from serve.settings import ServeSettings
 
@@ -38,14 +39,19 @@ class ReplicaConfig:
     release_wait_s: float = 60.0
 
 
+def store_url() -> str:
+    """Return the URL of the store. Raises ConfigError when the environment names none."""
+    url = os.environ.get(STORE_URL)
+    if not url:
+        raise ConfigError(f"set {STORE_URL} to the URL of the store (redis:// or rediss://)")
+    return url
+
+
 def open_store(config: ReplicaConfig) -> ProfileStore:
     """Return the online store named by the environment. Raises ConfigError when it names none."""
     from models.store.profiles import RedisProfiles
 
-    url = os.environ.get(STORE_URL)
-    if not url:
-        raise ConfigError(f"set {STORE_URL} to the URL of the store (redis:// or rediss://)")
-    return RedisProfiles(url, cluster=config.store_cluster)
+    return RedisProfiles(store_url(), cluster=config.store_cluster)
 
 
 def api_keys() -> Keys:
@@ -83,6 +89,18 @@ async def follow_releases(config: ReplicaConfig, store: OnlineStore, warm: Warm)
     )
     await holder.start(poll_s=config.settings.release_poll_s, wait_s=config.release_wait_s)
     return holder
+
+
+async def follow_statistics(config: ReplicaConfig, releases: ReleaseHolder) -> LiveFollower | None:
+    """Go on mapping live statistics onto the loaded releases; None where nobody counts them."""
+    from models.store.redis_streams import RedisEventStreams
+
+    if not config.settings.consumer.enabled:
+        return None
+    streams = RedisEventStreams(store_url(), cluster=config.store_cluster, write_timeout_s=5.0, connections=2)
+    follower = LiveFollower(streams, releases, tenants=api_keys().tenants)
+    await follower.start(poll_s=config.settings.consumer.poll_s)
+    return follower
 
 
 def executor(threads: int, name: str) -> ThreadPoolExecutor:

@@ -17,6 +17,7 @@ from serve.deployments.replica import (
     check_packages,
     executor,
     follow_releases,
+    follow_statistics,
     open_store,
     warm_ranking,
     warm_retrieval,
@@ -68,6 +69,7 @@ class RetrieverDeployment:
     async def __init__(self, config: ReplicaConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         check_packages(config)
         self._releases = await follow_releases(config, open_store(config), warm_retrieval)
+        self._live = await follow_statistics(config, self._releases)
         self._retriever = EngineRetriever(
             self._releases.bundle, executor(config.settings.retriever.threads, "retriever")
         )

@@ -3,6 +3,7 @@
 import pickle
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 
 import httpx
 import pytest
@@ -46,13 +47,20 @@ def names(application) -> set[str]:
         found.add(one._bound_deployment.name)
         for argument in one._bound_deployment.init_args:
             stack += [argument] if hasattr(argument, "_bound_deployment") else []
-            stages = [getattr(argument, n, None) for n in ("features", "encoder", "retriever", "ranker", "explainer")]
+            stages = [getattr(argument, f.name) for f in fields(argument)] if isinstance(argument, Stages) else []
             stack += [s for s in stages if hasattr(s, "_bound_deployment")]
     return found
 
 
 def test_every_stage_is_a_deployment_by_default() -> None:
     assert names(build(ARGS)) == {"Ingress", "FeatureFetcher", "QueryEncoder", "Retriever", "Ranker", "Explainer"}
+
+
+def test_the_consumer_is_deployed_where_it_is_enabled() -> None:
+    enabled = {"consumer": {"enabled": True}}
+    assert "Consumer" in names(build({**ARGS, "events_folder": "events", "serve": enabled}))
+    with pytest.raises(ValueError, match="events_folder"):
+        build({**ARGS, "serve": enabled})
 
 
 def test_inline_stages_are_no_deployments() -> None:

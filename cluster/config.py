@@ -22,7 +22,6 @@ from pipelines.settings import PipelinesSettings
 from serve.settings import ServeSettings
 
 ENVS = Path(__file__).parent / "envs"
-MIN_KEY_LENGTH = 16
 
 
 class SettingsInvalid(OperatorError):

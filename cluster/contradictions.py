@@ -13,11 +13,11 @@ from serve.auth import DEFAULT_TENANT, Keys
 from serve.errors import ConfigError
 from serve.schemas import MAX_K
 from serve.settings import DeploymentSettings, ServeSettings
-from  import MIN_KEY_LENGTH
 
 if TYPE_CHECKING:
     from cluster.config import Settings
 
+MIN_KEY_LENGTH = 16
 STAGES = ("ingress", "features", "encoder", "retriever", "ranker", "explainer")
 
 

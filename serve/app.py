@@ -74,7 +74,8 @@ def build(args: Mapping[str, Any]) -> Any:
     )
     consumer = _consumer(settings, config, given.events_folder) if settings.consumer.enabled else None
     stages = Stages(settings, given.encoder_folder, encoder.max_tokens, explainer, consumer=consumer, **handles)
-    return deployment(IngressDeployment, settings.ingress).bind(config, stages)
+    ingress = deployment(IngressDeployment, settings.ingress, user_config=settings.pipeline.model_dump())
+    return ingress.bind(config, stages)
 
 
 def _consumer(settings: ServeSettings, config: ReplicaConfig, folder: str) -> Any:
@@ -83,8 +84,11 @@ def _consumer(settings: ServeSettings, config: ReplicaConfig, folder: str) -> An
     return deployment(ConsumerDeployment, DeploymentSettings(num_cpus=settings.consumer.num_cpus)).bind(config, folder)
 
 
-def deployment(cls: Any, of: DeploymentSettings) -> Any:
-    """Return `cls` as a deployment with every default of Serve that could hurt overridden."""
+def deployment(cls: Any, of: DeploymentSettings, *, user_config: dict[str, Any] | None = None) -> Any:
+    """Return `cls` as a deployment with every default of Serve that could hurt overridden.
+
+    `user_config` holds what the class takes through `reconfigure`: it changes without a restart.
+    """
     return ray_serve.deployment(
         cls,
         name=cls.__name__.removesuffix("Deployment"),
@@ -102,4 +106,5 @@ def deployment(cls: Any, of: DeploymentSettings) -> Any:
         graceful_shutdown_timeout_s=5.0,
         ray_actor_options={"num_cpus": of.num_cpus, "num_gpus": of.num_gpus},
         logging_config={"enable_access_log": False},
+        user_config=user_config,
     )

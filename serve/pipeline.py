@@ -76,6 +76,10 @@ class RecommendationPipeline:
         self._recorder = recorder
         self._stale = StaleProfiles(settings.stale_profiles)
 
+    def tune(self, settings: PipelineSettings) -> None:
+        """Use other tunables from the next request on; requests under way keep theirs stage by stage."""
+        self._settings = settings
+
     async def recommend(
         self, ctx: RequestContext, request: RecommendRequest, *, shown: Hashes = NOTHING_SHOWN
     ) -> Slate:

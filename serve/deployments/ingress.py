@@ -45,6 +45,7 @@ from serve.schemas import (
     RecommendRequest,
     SimilarAnswer,
 )
+from serve.settings import PipelineSettings
 from serve.signing import Signer
 from serve.stages import StoreEventSink, StoreProfiles
 from serve.users import UserService
@@ -86,7 +87,7 @@ class IngressDeployment:
         signer = Signer(signing_key())
         self._records = ServedRecords(Path(config.records_folder), dropped=self._metrics.record_dropped)
         self._records.start()
-        pipeline = RecommendationPipeline(
+        self._pipeline = RecommendationPipeline(
             fetcher=ports.fetcher,
             encoder=ports.encoder,
             retriever=ports.retriever,
@@ -99,7 +100,7 @@ class IngressDeployment:
             keys=api_keys(),
             settings=settings,
             recommend=RecommendService(
-                pipeline=pipeline,
+                pipeline=self._pipeline,
                 explainer=ports.explainer,
                 releases=self._releases,
                 signer=signer,
@@ -121,6 +122,14 @@ class IngressDeployment:
             metrics=self._metrics,
         )
         self._lag = asyncio.create_task(loop_lag(self._observe_lag))
+
+    def reconfigure(self, tunables: dict[str, Any]) -> None:
+        """Take the tunables of a lightweight update; Serve calls this without restarting the replica."""
+        self._pipeline.tune(PipelineSettings.model_validate(tunables))
+
+    async def __del__(self) -> None:
+        """Write the served records that are still queued; Serve awaits this when the replica stops."""
+        await self._records.stop()
 
     @app.post(
         "/v1/recommend", response_model=RecommendAnswer, responses=_PROBLEMS, openapi_extra=body_of(RecommendRequest)

@@ -278,6 +278,14 @@ async def test_a_planned_rung_is_taken_before_work_begins(path: Path) -> None:
     assert slate.score_kind == "rank_only"
 
 
+async def test_tunables_change_from_the_next_request_on(path: Path) -> None:
+    await path.ask()
+    assert path.retriever.queries[-1].n == 100
+    path.pipeline.tune(PipelineSettings(candidates=200))
+    await path.ask()
+    assert path.retriever.queries[-1].n == 200
+
+
 async def test_unknown_items_in_any_list_change_nothing(path: Path) -> None:
     _, plain = await path.ask()
     _, odd = await path.ask(seed_items=["nowhere"], exclude_items=["neither"])

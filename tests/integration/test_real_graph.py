@@ -183,6 +183,33 @@ def test_filters_are_never_violated(deployment: Deployment) -> None:
     assert all(i["evidence"]["year"] >= 1995 for i in answer["items"])
 
 
+def test_lists_without_a_user_come_from_the_same_release(deployment: Deployment) -> None:
+    similar = httpx.get(f"{deployment.url}/v1/items/50/similar?k=5", timeout=30).json()
+    assert len(similar["items"]) == 5 and similar["degraded"] is False, similar["degraded_reasons"]
+    assert "50" not in [i["item_id"] for i in similar["items"]]
+    together = similar["bought_together"]
+    assert together and all(r["support"] >= 5 and 0 < r["confidence"] <= 1 < r["lift"] for r in together)
+    for path in ("items:trending", "items:popular"):
+        answer = httpx.get(f"{deployment.url}/v1/{path}?k=5&genres=Comedy", timeout=30).json()
+        assert len(answer["items"]) == 5 and answer["release"] == similar["release"]
+    assert httpx.get(f"{deployment.url}/v1/items/no-such-item/similar", timeout=30).status_code == 404
+    assert httpx.get(f"{deployment.url}/v1/items:popular?nope=1", timeout=30).status_code == 422
+
+
+def test_a_linked_session_counts_for_its_user_at_once(deployment: Deployment) -> None:
+    user, session = f"linked-{uuid.uuid4().hex[:8]}", f"s-{uuid.uuid4().hex[:8]}"
+    event = {"event_id": uuid.uuid4().hex, "session_id": session, "item_id": "50", "type": "like"}
+    assert deployment.events(event).json()["results"][0]["status"] == "accepted"
+    ids = {"user_id": user, "session_id": session}
+    for known, count in ((True, 1), (False, 0)):
+        linked = httpx.post(f"{deployment.url}/v1/users:link", json=ids, timeout=30).json()
+        assert (linked["session_known"], linked["events"]) == (known, count)
+    profile = httpx.post(f"{deployment.url}/v1/users:profile", json={"user_id": user}, timeout=30).json()
+    assert [(e["item_id"], e["title"], e["type"]) for e in profile["events"]] == [("50", "Star Wars", "like")]
+    answer = deployment.recommend(user_id=user, k=100, deadline_ms=5000).json()
+    assert "50" not in [i["item_id"] for i in answer["items"]] and answer["profile_age_ms"] is not None
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [

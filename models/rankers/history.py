@@ -47,7 +47,7 @@ def recent_history(query: RetrievalQuery, catalog: ItemCatalog, *, limit: int = 
         kept = np.empty(0, np.int64)
     else:
         # A few spare events make up for items that have left the catalog since.
-        kept = np.flatnonzero(user.timestamps_ms <= query.now_ms)[-2 * limit :]
+        kept = np.flatnonzero(user.timestamps_ms <= query.now_ms)[-limit - 8 :]
         ids = tuple(user.item_ids[i] for i in kept)
     seeds = query.seed_items[-limit:]
     rows = catalog.rows([*ids, *seeds])

@@ -22,17 +22,17 @@ class TrainingSettings(BaseModel):
     """With `split: time`: the share of newest events that are examples; the newest fifth of them validates."""
     list_size: int = Field(100, ge=2, le=1000)
     """Retrieved candidates per example; what serving ranks."""
-    near_future: int = Field(5, ge=0, le=50)
+    near_future: int = Field(8, ge=0, le=50)
     """Later training events of the user that count as partly right; events of one sitting are nearly exchangeable."""
-    near_future_weight: float = Field(0.7, ge=0, le=1)
+    near_future_weight: float = Field(0.6, ge=0, le=1)
     """How right the next one is; each further one by this factor less. 0 with `near_future` 0: only the next event."""
     max_lists: int = Field(20_000, ge=1)
     """More examples than this are sampled by user; bounds memory (about 12 KB a list) and time."""
     exclude_seen: bool = True
     """Whether touched items are kept out of the lists, as serving does; a shop with repeat purchases says false."""
-    epochs: int = Field(8, ge=0)
+    epochs: int = Field(5, ge=0)
     """Most passes of the attention part; the best one on validation events is kept. 0 trains the head alone."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
     """Peak step size of the attention part."""
     batch_lists: int = Field(64, ge=1)
     """Lists per step."""

@@ -106,7 +106,9 @@ async def test_a_stall_is_felt_by_every_request_that_should_have_been_sent_durin
         result = await open_loop(options(server.url, 100, 1.6), generate(USERS, ITEMS, 300))
     latency = (column(result, "done_ns") - column(result, "intended_ns")) / 1e9
     assert len(latency) == 160
-    assert (latency > 0.1).sum() == pytest.approx(90, abs=8)  # 1 s of arrivals, less those in its last 0.1 s
+    # 1 s of arrivals, less those in its last 0.1 s; late in a long test run the loop itself may eat a tenth of them.
+    # A client that waits for answers before it sends would see one.
+    assert (latency > 0.1).sum() == pytest.approx(90, abs=18)
     assert np.quantile(latency, 0.99) == pytest.approx(1.0, abs=0.08)
     assert np.quantile(latency, 0.3) < 0.1  # before and after it, all is well
 

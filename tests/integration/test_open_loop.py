@@ -94,10 +94,14 @@ def column(result: object, name: str) -> np.ndarray:
 
 
 async def test_a_stall_is_felt_by_every_request_that_should_have_been_sent_during_it() -> None:
-    began = time.monotonic()
+    answered = 0
 
     async def stalls_once(server: Server, body: bytes, writer: Writer) -> None:
-        if not server.stalled_until and time.monotonic() - began > 0.3:
+        nonlocal answered
+        answered += 1
+        # Counted in requests, not in time since some start: a client slow to begin must not move the stall into the
+        # warm-up, which is not measured.
+        if not server.stalled_until and answered > 30:
             server.stalled_until = time.monotonic() + 1.0
         await asyncio.sleep(max(0.0, server.stalled_until - time.monotonic()))
         writer.write(answer())
@@ -106,9 +110,7 @@ async def test_a_stall_is_felt_by_every_request_that_should_have_been_sent_durin
         result = await open_loop(options(server.url, 100, 1.6), generate(USERS, ITEMS, 300))
     latency = (column(result, "done_ns") - column(result, "intended_ns")) / 1e9
     assert len(latency) == 160
-    # 1 s of arrivals, less those in its last 0.1 s; late in a long test run the loop itself may eat a tenth of them.
-    # A client that waits for answers before it sends would see one.
-    assert (latency > 0.1).sum() == pytest.approx(90, abs=18)
+    assert (latency > 0.1).sum() == pytest.approx(90, abs=8)  # 1 s of arrivals, less those in its last 0.1 s
     assert np.quantile(latency, 0.99) == pytest.approx(1.0, abs=0.08)
     assert np.quantile(latency, 0.3) < 0.1  # before and after it, all is well
 

@@ -40,7 +40,7 @@ OPTIONS = EngineOptions(dtype="float32", threads=2, max_queued=32)
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    kept = ROOT / ".raycommend" / "cache"
+    kept = ROOT / ".raycommend" / "model-cache"
     return kept if kept.is_dir() and os.access(kept, os.W_OK) else tmp_path_factory.mktemp("cache")
 
 

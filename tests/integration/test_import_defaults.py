@@ -21,7 +21,7 @@ from pipelines.importers import movielens_100k
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache that `make demo` fills where there is one, else a folder of this test run."""
-    kept = Path(__file__).parents[2] / ".raycommend" / "cache"
+    kept = Path(__file__).parents[2] / ".raycommend" / "model-cache"
     return kept if kept.is_dir() and os.access(kept, os.W_OK) else tmp_path_factory.mktemp("cache")
 
 

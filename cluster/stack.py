@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -189,7 +190,24 @@ class Stack:
 
     def _write_effective_tree(self) -> None:
         tree = self._settings.model_dump(mode="json")
-        (self._settings.state / "settings.json").write_text(json.dumps(tree, indent=2))
+        file = self._settings.state / "settings.json"
+        file.write_text(json.dumps(tree, indent=2))
+        set_here = ", ".join(
+            f"{name} = {value}" for name, value in differences(tree, Settings().model_dump(mode="json"))
+        )
+        self._say(f"settings that are not the default: {set_here or 'none'}; all of them are in {file}")
+
+
+def differences(tree: Mapping[str, Any], default: Mapping[str, Any], *, under: str = "") -> list[tuple[str, Any]]:
+    """Return (dotted name, value) of every setting in `tree` that differs from `default`. Secrets are not settings."""
+    found: list[tuple[str, Any]] = []
+    for name, value in tree.items():
+        usual = default.get(name)
+        if isinstance(value, Mapping) and isinstance(usual, Mapping) and usual:
+            found += differences(value, usual, under=f"{under}{name}.")
+        elif value != usual:
+            found.append((f"{under}{name}", value))
+    return found
 
 
 def ray_options(settings: Settings) -> RayOptions:

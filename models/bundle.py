@@ -6,7 +6,8 @@ offline twin and by evaluation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from models.behaviour.behaviour import Behaviour
     from models.behaviour.snapshot import LiveStatistics
     from models.behaviour.statistics import Statistics
+    from models.items.change import Numbered
+    from models.items.live import LiveItems
     from models.retrieval.engine import RetrievalEngine
     from models.retrieval.filters import AttributeMasks
     from models.retrieval.settings import RetrievalSettings
@@ -32,22 +35,65 @@ EMBEDDINGS_FILE = "embeddings.npy"
 
 @dataclass(frozen=True)
 class ReleaseBundle:
-    """One release in memory. `embeddings` is float32[items, dim] of unit rows, memory-mapped."""
+    """One release in memory. `embeddings` is float32[items, dim] of unit rows, memory-mapped.
+
+    With `items`, the catalog is that of `alone`, the release by itself, and what the item log did to it since.
+    """
 
     release: Release
     folders: dict[str, Path]
     catalog: ItemCatalog
     embeddings: npt.NDArray[np.float32]
     settings: RetrievalSettings
+    items: LiveItems | None = None
+    alone: ReleaseBundle | None = None
 
     @property
     def release_id(self) -> str:
         """Name of the release."""
         return self.release.release_id
 
+    @property
+    def item_sequence(self) -> int:
+        """Number of the last change of the item log that this bundle knows."""
+        return self.release.item_log_seq if self.items is None else self.items.sequence
+
+    def with_changes(self, changes: Iterable[Numbered]) -> ReleaseBundle:
+        """Return the same release after more changes of its items, in order; this bundle stays as it is."""
+        from models.items.live import LiveItems
+
+        alone = self.alone or self
+        items = (self.items or LiveItems(self.item_sequence)).after(changes, alone.catalog)
+        vectors = items.vectors(alone.embeddings)
+        # Vectors that read like the array they extend; everything downstream only reads.
+        embeddings: npt.NDArray[np.float32] = vectors  # type: ignore[assignment]
+        grown = replace(alone, catalog=items.catalog(alone.catalog), embeddings=embeddings, items=items, alone=alone)
+        if self.live is not None:
+            grown.go_live(self.live)
+        return grown
+
+    @cached_property
+    def withheld(self) -> npt.NDArray[np.bool_]:
+        """Items that must not be recommended (hidden, unavailable, removed), bool[items]."""
+        if self.items is None:
+            return np.zeros(len(self.catalog), bool)
+        return self.items.withheld(len(self.catalog))
+
+    def hidden(self, row: int) -> bool:
+        """Whether an item is not to be shown at all, on a page of its own either (hidden or removed)."""
+        found = None if self.items is None else self.items.items.get(row)
+        return found is not None and (found.hidden or found.removed)
+
+    def removed(self, row: int) -> bool:
+        """Whether an item was taken out since the release was built."""
+        found = None if self.items is None else self.items.items.get(row)
+        return found is not None and found.removed
+
     @cached_property
     def behaviour(self) -> Behaviour:
-        """Transitions and collaborative weights."""
+        """Transitions and collaborative weights; of the release's own items."""
+        if self.alone is not None:
+            return self.alone.behaviour
         from models.behaviour.behaviour import Behaviour
 
         return Behaviour.load(self.folders["behaviour"])
@@ -55,6 +101,8 @@ class ReleaseBundle:
     @cached_property
     def statistics(self) -> Statistics:
         """Popularity, all-time and recent."""
+        if self.alone is not None and self.items is not None:
+            return self.alone.statistics.extended(self.items.first_ms(len(self.alone.catalog)))
         from models.behaviour.statistics import Statistics
 
         return Statistics.load(self.folders["statistics"])
@@ -64,6 +112,11 @@ class ReleaseBundle:
         """The release's statistics and what was counted live since (see `go_live`): what lists and reasons go by."""
         return self.statistics
 
+    @cached_property
+    def live(self) -> LiveStatistics | None:
+        """The live statistics that `go_live` was told last."""
+        return None
+
     def go_live(self, live: LiveStatistics) -> int:
         """Count live events too, from now on; return how many of their items this catalog does not know.
 
@@ -72,7 +125,7 @@ class ReleaseBundle:
         counted, unknown = live.added_to(self.statistics, self.catalog)
         # A cached property reads the instance's dictionary first.
         self.__dict__.update(
-            counted=counted, popularity_rank=_ranks(counted.popularity), trending_rank=_ranks(counted.recent)
+            live=live, counted=counted, popularity_rank=_ranks(counted.popularity), trending_rank=_ranks(counted.recent)
         )
         if "engine" in self.__dict__:
             self.engine.recount(counted)
@@ -104,12 +157,19 @@ class ReleaseBundle:
     def engine(self) -> RetrievalEngine:
         """All retrieval sources over this release."""
         from models.index import load_faiss
+        from models.items.vectors import LiveIndex
         from models.retrieval.engine import RetrievalEngine
 
-        index = load_faiss(self.folders["index"], self.embeddings)
-        engine = RetrievalEngine(
-            self.catalog, self.embeddings, index, self.behaviour, self.statistics, settings=self.settings
-        )
+        parts = (self.behaviour, self.statistics, self.settings)
+        if self.alone is not None:
+            alone = self.alone.engine
+            index = LiveIndex(alone.index, self.embeddings)  # type: ignore[arg-type]
+            engine = RetrievalEngine(
+                self.catalog, self.embeddings, index, *parts, withheld=self.withheld, grown_from=alone
+            )
+        else:
+            found = load_faiss(self.folders["index"], self.embeddings)
+            engine = RetrievalEngine(self.catalog, self.embeddings, found, *parts)
         if self.counted is not self.statistics:
             engine.recount(self.counted)
         return engine

@@ -55,6 +55,23 @@ def write_catalog(items: Sequence[Item], path: Path) -> None:
     """Write `items` to `path` (an Arrow IPC file). Raises ValueError on a duplicate id."""
     import pyarrow as pa
 
+    table = _table_of(items)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def document_of(item: Item) -> str:
+    """Return the text that encoders and text rankers read of an item: title, labels, numbers, description."""
+    parts = [item.title]
+    parts += [", ".join(values) for _, values in sorted(item.labels.items()) if values]
+    parts += [f"{name} {value:g}" for name, value in sorted(item.numbers.items())]
+    parts.append(item.text)
+    return ". ".join(p for p in parts if p)
+
+
+def _table_of(items: Sequence[Item]) -> Any:
+    import pyarrow as pa
+
     ids = [i.item_id for i in items]
     if len(set(ids)) != len(ids):
         raise ValueError("the catalog holds an item id twice")
@@ -67,9 +84,7 @@ def write_catalog(items: Sequence[Item], path: Path) -> None:
         columns[_LABEL + name] = pa.array([list(i.labels.get(name, ())) for i in items], pa.list_(pa.string()))
     for name in sorted({n for i in items for n in i.numbers}):
         columns[_NUMBER + name] = pa.array([i.numbers.get(name) for i in items], pa.float64())
-    table = pa.table(columns).combine_chunks()
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+    return pa.table(columns).combine_chunks()
 
 
 class ItemCatalog:
@@ -81,7 +96,17 @@ class ItemCatalog:
 
         file = path / CATALOG_FILE if path.is_dir() else path
         with pa.memory_map(str(file)) as source:
-            self._table = pa.ipc.open_file(source).read_all()
+            self._read(pa.ipc.open_file(source).read_all())
+
+    @classmethod
+    def of(cls, items: Sequence[Item]) -> ItemCatalog:
+        """Return a catalog in memory. Raises ValueError on a duplicate id."""
+        catalog = cls.__new__(cls)
+        catalog._read(_table_of(items))
+        return catalog
+
+    def _read(self, table: Any) -> None:
+        self._table = table
         self._column = {n: self._table[n].combine_chunks() for n in self._table.column_names}
         self.hashes: npt.NDArray[np.uint64] = hash64_array(self._column["id"].to_pylist())
         self._order = np.argsort(self.hashes, kind="stable")
@@ -131,6 +156,10 @@ class ItemCatalog:
         """Return the description, or "" where there is none."""
         return str(self._column["text"][row].as_py() or "")
 
+    def item(self, row: int) -> Item:
+        """Return everything that is known of the item in `row`."""
+        return Item(self.item_id(row), self.title(row), self.text(row), self.labels(row), self.numbers(row))
+
     def labels(self, row: int) -> dict[str, tuple[str, ...]]:
         """Return the item's closed-set attributes; names without a value are left out."""
         out = {}
@@ -171,12 +200,8 @@ class ItemCatalog:
         return np.asarray(values, dtype=np.float64)
 
     def document(self, row: int) -> str:
-        """Return the text that encoders and text rankers read: title, labels, description."""
-        parts = [self.title(row)]
-        parts += [", ".join(v) for v in self.labels(row).values()]
-        parts += [f"{n} {v:g}" for n, v in self.numbers(row).items()]
-        parts.append(self.text(row))
-        return ". ".join(p for p in parts if p)
+        """Return the text that encoders and text rankers read, see `document_of`."""
+        return document_of(self.item(row))
 
     def _read_labels(self, name: str) -> LabelColumn:
         column = self._column[_LABEL + name]

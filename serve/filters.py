@@ -46,6 +46,20 @@ class HashFilter:
 
 
 @dataclass(frozen=True)
+class WithheldFilter:
+    """Drops items that are hidden, unavailable or removed, and items newer than this process knows."""
+
+    withheld: Mask
+    name: str = "withheld"
+
+    def keep(self, candidates: Candidates) -> Mask:
+        """See `Filter.keep`."""
+        known: Mask = candidates.rows < len(self.withheld)
+        known[known] = ~self.withheld[candidates.rows[known]]
+        return known
+
+
+@dataclass(frozen=True)
 class AttributesFilter:
     """Drops items that violate an attribute condition of the request."""
 

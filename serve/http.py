@@ -26,11 +26,12 @@ from serve.bodies import MalformedBody, explain, parse_body, parse_events
 from serve.degradation import planned_level
 from serve.errors import ClientError, InvalidRequest, OverloadError, RecommendError, http_error
 from serve.ingest import EventService
+from serve.items import ItemService
 from serve.lists import ListService, Ranking
 from serve.metrics import ServeMetrics
 from serve.parameters import list_query
 from serve.recommend import RecommendService, ServerEvent
-from serve.schemas import LinkRequest, ListQuery, ProfileRequest, RecommendRequest
+from serve.schemas import ItemIn, ItemPatch, LinkRequest, ListQuery, ProfileRequest, RecommendRequest
 from serve.settings import ServeSettings
 from serve.users import UserService
 
@@ -57,6 +58,7 @@ class HttpEdge:
         recommend: RecommendService,
         events: EventService,
         lists: ListService,
+        items: ItemService,
         users: UserService,
         ready: Callable[[], Awaitable[dict[str, Any]]],
         metrics: ServeMetrics,
@@ -67,6 +69,7 @@ class HttpEdge:
         self._recommend = recommend
         self._events = events
         self._lists = lists
+        self._items = items
         self._users = users
         self._ready = ready
         self._metrics = metrics
@@ -121,11 +124,24 @@ class HttpEdge:
         """Answer `GET /v1/items/{item_id}/similar`."""
 
         async def run(request_id: str) -> Response:
-            tenant, item_id = self._tenant(request), str(request.path_params["item_id"])
-            if not is_valid_id(item_id):
-                raise InvalidRequest("the path holds no valid item id")
+            tenant, item_id = self._tenant(request), _item_id(request)
             wanted = _list_query(request)
             return _json(await self._lists.similar(item_id, wanted, tenant=tenant, request_id=request_id))
+
+        return await self._guard(request, run)
+
+    async def item(self, request: Request) -> Response:
+        """Answer `PUT`, `PATCH` and `DELETE /v1/items/{item_id}`."""
+
+        async def run(request_id: str) -> Response:
+            tenant, item_id = self._tenant(request), _item_id(request)
+            who = {"tenant": tenant, "request_id": request_id}
+            if request.method == "DELETE":
+                return _json(await self._items.remove(item_id, **who))
+            body = await self._body(request)
+            if request.method == "PATCH":
+                return _json(await self._items.patch(item_id, parse_body(ItemPatch, body), **who))
+            return _json(await self._items.put(item_id, parse_body(ItemIn, body), **who))
 
         return await self._guard(request, run)
 
@@ -241,6 +257,13 @@ def request_id_of(request: Request) -> str:
 def _headers(request_id: str, timings_ms: dict[str, float]) -> dict[str, str]:
     timing = ", ".join(f"{name};dur={value:.3f}" for name, value in timings_ms.items())
     return {"X-Request-Id": request_id, **({"Server-Timing": timing} if timing else {})}
+
+
+def _item_id(request: Request) -> str:
+    item_id = str(request.path_params["item_id"])
+    if not is_valid_id(item_id):
+        raise InvalidRequest("the path holds no valid item id")
+    return item_id
 
 
 def _list_query(request: Request) -> ListQuery:

@@ -60,7 +60,7 @@ class ListService:
         ctx, bundle = self._admit(tenant, request_id)
         filters = _filters(wanted, bundle)
         row = bundle.catalog.row(item_id)
-        if row is None:
+        if row is None or bundle.hidden(row):
             raise NotFound("the current release holds no item of this id")
         query = RetrievalQuery(
             n=wanted.k,
@@ -155,7 +155,7 @@ def _items(bundle: ReleaseBundle, rows: npt.NDArray[np.int32], scores: npt.NDArr
 
 
 def _together(bundle: ReleaseBundle, row: int, k: int, filters: dict[str, AttributeFilter]) -> list[dict[str, Any]]:
-    allowed = bundle.masks.all_of(filters)
+    allowed = bundle.masks.all_of(filters) & ~bundle.withheld
     return [
         {
             "item_id": bundle.catalog.item_id(rule.row),
@@ -174,7 +174,8 @@ def _ranked(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     counts = np.asarray(bundle.counted.popularity if by == "popular" else bundle.counted.recent)
     place = bundle.popularity_rank if by == "popular" else bundle.trending_rank
-    rows = np.flatnonzero(bundle.masks.all_of(filters) & (counts > 0)).astype(np.int32)
+    allowed = bundle.masks.all_of(filters) & ~bundle.withheld
+    rows = np.flatnonzero(allowed & (counts > 0)).astype(np.int32)
     if len(rows) > k:
         rows = rows[np.argpartition(place[rows], k - 1)[:k]]
     rows = rows[np.argsort(place[rows])]

@@ -44,6 +44,9 @@ def list_parameters(*, item: bool = False) -> dict[str, object]:
             "description": "Attributes of the catalog, such as `genres=Comedy&genres=Drama`: any of the values.",
         },
     ]
-    if item:
-        parameters.insert(0, {"name": "item_id", "in": "path", "required": True, "schema": {"type": "string"}})
-    return {"parameters": parameters}
+    return {"parameters": [*item_parameter(), *parameters] if item else parameters}
+
+
+def item_parameter() -> list[dict[str, object]]:
+    """Return the description of an item id in the path."""
+    return [{"name": "item_id", "in": "path", "required": True, "schema": {"type": "string"}}]

@@ -21,13 +21,13 @@ from models.retrieval.query import AttributeFilter, RetrievalQuery
 from serve.context import RequestContext, StageCall
 from serve.degradation import DegradationLevel, DegradedReason
 from serve.errors import ContractViolation
-from serve.filters import AttributesFilter, Filter, HashFilter, apply_filters
+from serve.filters import AttributesFilter, Filter, HashFilter, WithheldFilter, apply_filters
 from serve.popular import popular_candidates
 from serve.ports import FeatureFetcher, QueryEncoder, Ranker, Retriever, Scores
 from serve.profiles import StaleProfiles
 from serve.runner import StageRecorder, run_stage
 from serve.schemas import FilterSpec, RecommendRequest
-from serve.selector import diversify, order
+from serve.selector import capped, diversify, order
 from serve.settings import PipelineSettings
 
 Hashes = npt.NDArray[np.uint64]
@@ -162,7 +162,7 @@ class RecommendationPipeline:
 
     def _filters(self, query: RetrievalQuery, bundle: ReleaseBundle, shown: Hashes) -> list[Filter]:
         catalog = bundle.catalog
-        filters: list[Filter] = []
+        filters: list[Filter] = [WithheldFilter(bundle.withheld)]
         if query.exclude_items:
             filters.append(HashFilter("excluded", catalog, hash64_array(query.exclude_items)))
         if len(shown):
@@ -202,11 +202,17 @@ class RecommendationPipeline:
         started = time.perf_counter()
         ids = bundle.catalog.item_ids(candidates.rows)
         ranked = order(scores.values, ids)
+        caps = self._settings.category_caps
+        # Caps pass over some of the best, so they choose from more than the list holds.
+        wanted = 3 * request.k if caps else request.k
+        picked = ranked
         if request.diversity > 0.0:
             vectors = np.asarray(bundle.embeddings[candidates.rows], dtype=np.float32)
-            picked = diversify(ranked, scores.values, vectors, request.k, diversity=request.diversity)
-        else:
-            picked = ranked[: request.k]
+            picked = diversify(ranked, scores.values, vectors, wanted, diversity=request.diversity)
+        if caps:
+            labels = [bundle.catalog.labels(int(row)) for row in candidates.rows[picked]]
+            picked = capped(picked, labels, request.k, caps=caps)
+        picked = picked[: request.k]
         if len(picked) < request.k:
             ctx.degrade(DegradedReason.fewer_items)
         ctx.timings_ms["select"] = (time.perf_counter() - started) * 1000.0

@@ -12,11 +12,12 @@ from models.retrieval.query import RetrievalQuery
 def popular_candidates(bundle: ReleaseBundle, query: RetrievalQuery) -> Candidates:
     """Return up to `query.n` allowed items by popularity (the given list where the caller brought one)."""
     catalog, popularity = bundle.catalog, np.asarray(bundle.popularity, dtype=np.float32)
-    allowed = np.ones(len(catalog), dtype=bool)
+    allowed = ~bundle.withheld
     if query.only_items is not None:
-        allowed[:] = False
         rows = catalog.rows(query.only_items)
-        allowed[rows[rows >= 0]] = True
+        given = np.zeros(len(catalog), dtype=bool)
+        given[rows[rows >= 0]] = True
+        allowed &= given
     if query.filters:
         allowed &= bundle.masks.all_of(query.filters)
     excluded = catalog.rows(query.exclude_items)

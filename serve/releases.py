@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from models.artifacts import ArtifactStore
 from models.bundle import ReleaseBundle, load_bundle
@@ -16,6 +16,7 @@ from models.releases import Release
 from models.retrieval.settings import RetrievalSettings
 from models.store.port import OnlineStore, StoreError
 from serve.errors import DependencyError, ReleaseMissing
+from serve.live_items import ItemFollower
 
 log = logging.getLogger("raycommend.releases")
 KEPT = 2
@@ -33,21 +34,24 @@ class ReleaseHolder:
         tenants: tuple[str, ...],
         settings: RetrievalSettings,
         warm: Warm,
+        items: ItemFollower | None = None,
     ) -> None:
-        """`artifacts(tenant)` opens the artifact store of a tenant."""
+        """`artifacts(tenant)` opens the artifact store of a tenant; `items` keeps releases up to the item log."""
         self._store = store
         self._artifacts = artifacts
         self._tenants = tenants
         self._settings = settings
         self._warm = warm
+        self._items = items
+        self._catching_up = asyncio.Lock()
         self._held: dict[str, dict[str, ReleaseBundle]] = {t: {} for t in tenants}
         self._epoch: dict[str, int] = dict.fromkeys(tenants, 0)
         self._current: dict[str, str] = {}
         self._refused: dict[str, int] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self, *, poll_s: float, wait_s: float) -> None:
-        """Load the current release of every tenant, then follow the pointer.
+    async def start(self, *, poll_s: float, wait_s: float, item_poll_s: float = 0.1) -> None:
+        """Load the current release of every tenant, with the newest items, then follow the pointer and the item log.
 
         A store that is away for a moment is asked again. Raises DependencyError after `wait_s`, and what `load_bundle`
         raises when the first release is damaged.
@@ -66,7 +70,9 @@ class ReleaseHolder:
                     await asyncio.sleep(min(0.2, poll_s))
         except TimeoutError as error:
             raise DependencyError(missing) from error
-        self._task = asyncio.create_task(self._follow(poll_s))
+        self._tasks.append(asyncio.create_task(self._follow(poll_s, self.refresh)))
+        if self._items is not None:
+            self._tasks.append(asyncio.create_task(self._follow(item_poll_s, self.catch_up)))
 
     async def refresh(self, *, strict: bool = False) -> bool:
         """Look at the pointers once; return whether every tenant has a release here.
@@ -79,6 +85,10 @@ class ReleaseHolder:
                 continue
             try:
                 bundle = await asyncio.get_running_loop().run_in_executor(None, self._load, tenant, text)
+                if self._items is not None:
+                    bundle = await self._items.caught_up(tenant, bundle)
+            except StoreError:
+                raise
             except OSError as error:
                 if strict:
                     raise
@@ -94,6 +104,17 @@ class ReleaseHolder:
                 continue
             self._hold(tenant, bundle, epoch)
         return all(t in self._current for t in self._tenants)
+
+    async def catch_up(self) -> None:
+        """Apply what the item log holds by now to every release held. Raises StoreError when it cannot be read."""
+        if self._items is None:
+            return
+        async with self._catching_up:
+            for tenant, held in self._held.items():
+                for release_id, bundle in list(held.items()):
+                    found = await self._items.caught_up(tenant, bundle)
+                    if found is not bundle and held.get(release_id) is bundle:
+                        held[release_id] = found
 
     def bundle(self, tenant: str, release_id: str) -> ReleaseBundle:
         """Return a held release. Raises ReleaseMissing."""
@@ -119,10 +140,12 @@ class ReleaseHolder:
         return (current, *(r for r in reversed(self._held[tenant]) if r != current))
 
     async def stop(self) -> None:
-        """Stop following the pointer."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        """Stop following."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._items is not None:
+            await self._items.close()
 
     def _load(self, tenant: str, text: str) -> ReleaseBundle:
         bundle = load_bundle(self._artifacts(tenant), Release.from_json(text), settings=self._settings)
@@ -139,11 +162,11 @@ class ReleaseHolder:
         self._epoch[tenant] = epoch
         log.info("serving release %s (epoch %d)", bundle.release_id, epoch)
 
-    async def _follow(self, poll_s: float) -> None:
+    async def _follow(self, poll_s: float, look: Callable[[], Awaitable[object]]) -> None:
         while True:
             await asyncio.sleep(poll_s)
             try:
-                await self.refresh()
+                await look()
             except Exception as error:
                 # Whatever it is: a replica that stops looking would serve an old release for ever, and say nothing.
-                log.warning("the release pointer could not be read (%s); serving what is loaded", type(error).__name__)
+                log.warning("%s failed (%s); serving what is loaded", look.__name__, type(error).__name__)

@@ -34,7 +34,6 @@ EventValue = Annotated[StrictInt | StrictFloat, Field(ge=-1e12, le=1e12)]
 MAX_K = 100
 MAX_CANDIDATES = 1000
 MAX_EVENTS = 500
-DEFAULT_DEADLINE_MS = 800
 
 
 class _Closed(BaseModel):
@@ -117,6 +116,38 @@ class ListQuery(_Closed):
     filters: dict[AttributeName, Annotated[list[AttributeValue], Field(min_length=1, max_length=100)]] = Field(
         default_factory=dict, max_length=16
     )
+
+
+AttributeIn = AttributeValue | Annotated[list[AttributeValue], Field(max_length=100)] | Number | None
+AttributesIn = Annotated[dict[AttributeName, AttributeIn], Field(max_length=32)]
+ItemTitle = Annotated[str, Field(strict=True, min_length=1, max_length=1_000, pattern=r"\S")]
+ItemText = Annotated[str, Field(strict=True, max_length=100_000)]
+
+
+class ItemIn(_Closed):
+    """Body of `PUT /v1/items/{item_id}`: the whole item. An attribute is a text, a list of texts or a number."""
+
+    title: ItemTitle
+    text: ItemText = ""
+    attributes: AttributesIn = Field(default_factory=dict)
+    hidden: StrictBool = False
+    available: StrictBool = True
+
+
+class ItemPatch(_Closed):
+    """Body of `PATCH /v1/items/{item_id}`: what changes; an attribute that is null goes."""
+
+    title: ItemTitle | None = None
+    text: ItemText | None = None
+    attributes: AttributesIn = Field(default_factory=dict)
+    hidden: StrictBool | None = None
+    available: StrictBool | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ItemPatch:
+        if not self.model_fields_set:
+            raise ValueError("give at least one of title, text, attributes, hidden, available")
+        return self
 
 
 class LinkRequest(_Closed):
@@ -252,6 +283,15 @@ class SimilarAnswer(BaseModel):
     bought_together: list[TogetherOut]
     items: list[SimilarItemOut]
     timings_ms: dict[str, float]
+
+
+class ItemAnswer(BaseModel):
+    """Body of the 200 of a change of an item, given when it is durable; `sequence` is its number in the item log."""
+
+    request_id: str
+    item_id: str
+    status: Literal["created", "replaced", "changed", "removed"]
+    sequence: int
 
 
 class LinkAnswer(BaseModel):

@@ -1,15 +1,20 @@
 """The selector: the only place that orders candidates and cuts the list to k.
 
-Non-finite scores sink, ties are broken by item id, and `diversity` trades relevance against similarity with
-maximal marginal relevance (Carbonell and Goldstein, 1998). Knows nothing of Ray, stores or HTTP.
+Non-finite scores sink, ties are broken by item id, `diversity` trades relevance against similarity with maximal
+marginal relevance (Carbonell and Goldstein, 1998), and caps bound how many items share an attribute. Knows nothing of
+Ray, stores or HTTP.
 """
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 Positions = npt.NDArray[np.int64]
+Labels = Mapping[str, tuple[str, ...]]
 
 
 def order(scores: npt.NDArray[np.float32], item_ids: list[str]) -> Positions:
@@ -17,6 +22,27 @@ def order(scores: npt.NDArray[np.float32], item_ids: list[str]) -> Positions:
     finite = np.where(np.isfinite(scores), scores, -np.inf)
     by_id = np.argsort(np.asarray(item_ids, dtype=object), kind="stable")
     return by_id[np.argsort(-finite[by_id], kind="stable")]
+
+
+def capped(ranked: Positions, labels: Sequence[Labels], k: int, *, caps: Mapping[str, int]) -> Positions:
+    """Pick k of `ranked` in order, passing over items of which an attribute's value has been picked often enough.
+
+    `labels[i]` are the attributes of the i-th of `ranked`; `caps` is the most per value, by attribute. What was passed
+    over fills the list where it would stay short otherwise: a cap varies a list, it does not empty it.
+    """
+    picked: list[int] = []
+    passed: list[int] = []
+    counts: Counter[tuple[str, str]] = Counter()
+    for position, own in zip(ranked.tolist(), labels, strict=True):
+        if len(picked) == k:
+            break
+        values = [(name, value) for name in caps for value in own.get(name, ())]
+        if any(counts[value] >= caps[value[0]] for value in values):
+            passed.append(position)
+        else:
+            counts.update(values)
+            picked.append(position)
+    return np.asarray([*picked, *passed][:k], dtype=np.int64)
 
 
 def diversify(

@@ -5,7 +5,7 @@ Units are in the names. Values under `pipeline` are tunables: they change throug
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -40,6 +40,8 @@ class PipelineSettings(_Section):
     """How many candidates are retrieved and ranked."""
     exclude_seen: bool = True
     """Whether touched items are left out where a request does not say; a shop, where people buy again, says no."""
+    category_caps: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """At most how many items of a list share a value of an attribute (`{"brand": 2}`), while others are left."""
     features: StageBudget = StageBudget(budget_ms=60, minimum_ms=2)
     """One round trip to the store."""
     query: StageBudget = StageBudget(budget_ms=150, minimum_ms=10)
@@ -78,7 +80,7 @@ class DeploymentSettings(_Section):
 class ConsumerDeploymentSettings(_Section):
     """The event consumer: live statistics for `trending` and `popular`, and the event log."""
 
-    enabled: bool = False
+    enabled: bool = True
     """Whether events are counted live and written to the event log; off, both end with the release."""
     num_cpus: float = Field(0.1, ge=0)
     """Logical CPUs that Ray sets aside for it."""
@@ -86,6 +88,15 @@ class ConsumerDeploymentSettings(_Section):
     """How often replicas look for new live statistics."""
     loop: ConsumerSettings = ConsumerSettings()
     """How it counts and writes."""
+
+
+class ItemSettings(_Section):
+    """Items that change while a release is served."""
+
+    poll_s: float = Field(0.1, gt=0, le=1)
+    """How often replicas look for changes of items."""
+    log_changes: int = Field(100_000, ge=1)
+    """Most changes that wait for a release to take them in; every replica holds them in memory."""
 
 
 class ServeSettings(_Section):
@@ -129,5 +140,7 @@ class ServeSettings(_Section):
     """Stage 4."""
     explainer: DeploymentSettings = DeploymentSettings(max_ongoing_requests=64)
     """Stage 5."""
+    items: ItemSettings = ItemSettings()
+    """Items that arrive, change and go between two releases."""
     consumer: ConsumerDeploymentSettings = ConsumerDeploymentSettings()
     """The event consumer; it has one replica."""

@@ -117,11 +117,19 @@ class ModelRanker:
         self._executor = executor
 
     async def score(self, call: StageCall, query: RetrievalQuery, candidates: Candidates) -> Scores:
-        """See `Ranker.score`. Raises ContractViolation when the model breaks the length contract."""
+        """See `Ranker.score`. Raises ContractViolation when the model breaks the length contract.
+
+        Items so new that this replica has not heard of them get no score for now.
+        """
         bundle = self._bundle_of(call.tenant, call.release_id)
 
         def score() -> Scores:
-            return Scores(bundle.ranker.score(query, candidates), bundle.ranker.score_kind)
+            known = candidates.rows < len(bundle.catalog)
+            if known.all():
+                return Scores(bundle.ranker.score(query, candidates), bundle.ranker.score_kind)
+            values = np.full(len(candidates), np.nan, np.float32)
+            values[known] = bundle.ranker.score(query, candidates.take(known))
+            return Scores(values, bundle.ranker.score_kind)
 
         scores: Scores = await _computed(self._executor, score)
         if len(scores.values) != len(candidates):

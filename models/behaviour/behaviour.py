@@ -80,7 +80,9 @@ class Behaviour:
     rules: Rules
 
     def link(self, row_a: int, row_b: int) -> float:
-        """Return how strongly `row_b` followed `row_a` in the log, 0.0 where it never did."""
+        """Return how strongly `row_b` followed `row_a` in the log, 0.0 where it never did or an item is newer."""
+        if max(row_a, row_b) >= len(self.transitions):
+            return 0.0
         return self.transitions.weight(row_a, row_b)
 
     def save(self, folder: Path) -> None:

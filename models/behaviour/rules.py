@@ -59,7 +59,9 @@ class Rules:
         return len(self.offsets) - 1
 
     def of(self, row: int) -> list[Rule]:
-        """Return the rules of one item, best first; empty where nothing was taken with it often enough."""
+        """Return the rules of one item, best first; empty where there are none, or the item is newer."""
+        if row >= len(self):
+            return []
         span = slice(int(self.offsets[row]), int(self.offsets[row + 1]))
         parts = (self.columns[span], self.support[span], self.confidence[span], self.lift[span])
         return [Rule(int(r), int(s), float(c), float(x)) for r, s, c, x in zip(*parts, strict=True)]

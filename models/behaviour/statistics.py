@@ -38,6 +38,17 @@ class Statistics:
     def __len__(self) -> int:
         return len(self.popularity)
 
+    def extended(self, first_ms: npt.NDArray[np.int64]) -> Statistics:
+        """Return the same with more items behind these, which nobody took yet; `first_ms` is when each appeared."""
+        none = np.zeros(len(first_ms), np.float32)
+        return Statistics(
+            np.concatenate([self.popularity, none]),
+            np.concatenate([self.recent, none]),
+            np.concatenate([self.users, np.zeros(len(first_ms), np.int32)]),
+            np.concatenate([self.first_ms, first_ms]),
+            self.as_of_ms,
+        )
+
     def save(self, folder: Path) -> None:
         """Write one npy file per column into `folder`."""
         for name in _COLUMNS:

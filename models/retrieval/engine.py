@@ -6,7 +6,7 @@ safe and free of effects: the same query gives the same candidates. Called by se
 
 from __future__ import annotations
 
-from pathlib import Path
+from bisect import bisect_left
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,9 @@ from models.behaviour.behaviour import Behaviour
 from models.behaviour.statistics import Statistics
 from models.candidates import COLUMN_OF, SCORED_SOURCES, Candidates, Source
 from models.catalog import ItemCatalog
-from models.index import VectorIndex, load_faiss
+from models.index import VectorIndex
 from models.opinion import Mask, Opinion, Rows, Scores
+from models.retrieval.extended import ReleaseOnly
 from models.retrieval.filters import AttributeMasks
 from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings, SourceWeights
@@ -35,8 +36,6 @@ from models.retrieval.sources import (
 )
 from models.retrieval.state import UserState, state_of
 
-EMBEDDINGS_FILE = "embeddings.npy"
-
 
 class RetrievalEngine:
     """Retrieves candidates from one release's artifacts."""
@@ -49,24 +48,41 @@ class RetrievalEngine:
         behaviour: Behaviour,
         statistics: Statistics,
         settings: RetrievalSettings | None = None,
+        *,
+        withheld: Mask | None = None,
+        grown_from: RetrievalEngine | None = None,
     ) -> None:
-        """All artifacts are of the same catalog. Raises ValueError when their sizes differ."""
-        sizes = {len(catalog), len(embeddings), len(behaviour.transitions), len(statistics)}
+        """All artifacts are of the same catalog. Raises ValueError when their sizes differ.
+
+        `withheld` items (hidden, unavailable, removed) are never returned. With `grown_from`, the engine of the release
+        alone, the catalog holds newer items behind those of `behaviour`, and what does not change is taken from there.
+        """
+        known = len(behaviour.transitions)
+        sizes = {len(catalog), len(embeddings), len(statistics)} | ({known} if grown_from is None else set())
         if len(sizes) > 1:
             raise ValueError(f"catalog, embeddings, behaviour and statistics differ in size: {sorted(sizes)}")
         self.catalog, self.settings = catalog, settings or RetrievalSettings()
+        self.index, self._withheld = index, withheld
         self._masks = AttributeMasks(catalog)
-        self._id_order = _id_order(catalog)
-        space = VectorSpace(embeddings, index)
-        semantic = SemanticSource(space, self.settings)
-        sources: list[RetrievalSource] = [
-            semantic,
+        if grown_from is None:
+            self._id_order, self._space = _id_order(catalog), VectorSpace(embeddings, index)
+        else:
+            self._id_order = _grown_order(grown_from._id_order, catalog)
+            self._space = VectorSpace(embeddings, index, like=grown_from._space)
+        semantic = SemanticSource(self._space, self.settings)
+        behavioural: list[RetrievalSource] = [
             CollaborativeSource(behaviour, self.settings),
             SequentialSource(behaviour, self.settings),
             NeighboursSource(behaviour, self.settings),
+        ]
+        if known < len(catalog):
+            behavioural = [ReleaseOnly(source, known) for source in behavioural]
+        sources: list[RetrievalSource] = [
+            semantic,
+            *behavioural,
             RepeatSource(statistics, self.settings),
-            FreshSource(semantic.vector, space, statistics, self.settings),
-            SimilarSource(space),
+            FreshSource(semantic.vector, self._space, statistics, self.settings),
+            SimilarSource(self._space),
         ]
         self._sources = {s.source: s for s in (*sources, *self._counting(statistics))}
 
@@ -152,13 +168,15 @@ class RetrievalEngine:
         if query.about_seeds:
             return self.settings.item_weights
         if not len(state):
-            return self.settings.cold_weights
+            return self.settings.cold_weights if state.intent is None else self.settings.search_weights
         if len(state) < self.settings.short_history:
             return self.settings.short_weights
         return self.settings.weights
 
     def _allowed(self, query: RetrievalQuery, state: UserState) -> Mask:
         mask = self._masks.all_of(query.filters)
+        if self._withheld is not None:
+            mask &= ~self._withheld
         if query.only_items is not None:
             given = np.zeros(len(mask), dtype=bool)
             given[_known(self.catalog.rows(query.only_items))] = True
@@ -171,34 +189,27 @@ class RetrievalEngine:
         return mask
 
 
-def load_engine(
-    *,
-    catalog: Path,
-    embeddings: Path,
-    index: Path,
-    behaviour: Path,
-    statistics: Path,
-    settings: RetrievalSettings | None = None,
-) -> RetrievalEngine:
-    """Map the artifact folders of one release. Raises ValueError when they do not belong together."""
-    vectors = np.load(embeddings / EMBEDDINGS_FILE, mmap_mode="r", allow_pickle=False)
-    return RetrievalEngine(
-        ItemCatalog(catalog),
-        vectors,
-        load_faiss(index, vectors),
-        Behaviour.load(behaviour),
-        Statistics.load(statistics),
-        settings,
-    )
-
-
 def _known(rows: Rows) -> Rows:
     return rows[rows >= 0]
 
 
-def _id_order(catalog: ItemCatalog) -> Rows:
+def _id_order(catalog: ItemCatalog) -> npt.NDArray[np.float64]:
     """Return each row's position in the order of item ids."""
     order = np.argsort(np.asarray(catalog.item_ids(np.arange(len(catalog), dtype=np.int32)), dtype=object))
-    position = np.empty(len(catalog), np.int32)
-    position[order] = np.arange(len(catalog), dtype=np.int32)
+    position = np.empty(len(catalog), np.float64)
+    position[order] = np.arange(len(catalog))
     return position
+
+
+def _grown_order(order: npt.NDArray[np.float64], catalog: ItemCatalog) -> npt.NDArray[np.float64]:
+    """Return `order` with the rows that `catalog` has beyond it, each at a fraction between its two neighbours."""
+    rows = np.arange(len(order), len(catalog), dtype=np.int32)
+    if not len(rows):
+        return order
+    by_id = np.argsort(order)
+    ids = catalog.item_ids(rows)
+    added = np.empty(len(rows), np.float64)
+    for place, at in enumerate(sorted(range(len(ids)), key=ids.__getitem__), start=1):
+        before = bisect_left(by_id, ids[at], key=lambda row: catalog.item_id(int(row)))
+        added[at] = before - 1 + place / (len(ids) + 1)
+    return np.concatenate([order, added])

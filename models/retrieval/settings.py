@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.candidates import SCORED_SOURCES, Source
+from models.candidates import Source
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -40,10 +39,6 @@ class SourceWeights(BaseModel):
         """Return the weight of `source`."""
         return float(getattr(self, str(source.name)))
 
-    def active(self) -> Mapping[Source, float]:
-        """Return the sources whose weight is not 0."""
-        return {s: w for s in SCORED_SOURCES if (w := self.of(s)) > 0}
-
 
 class RetrievalSettings(BaseModel):
     """Settings of the retrieval engine."""
@@ -57,7 +52,9 @@ class RetrievalSettings(BaseModel):
     )
     """For users and seed lists with fewer events than that, but at least one."""
     cold_weights: SourceWeights = SourceWeights(semantic=1.0, trending=1.0, popular=1.0)
-    """For users without history and seeds: only intent and popularity have something to say."""
+    """For users without history, seeds and intent: only popularity has something to say."""
+    search_weights: SourceWeights = SourceWeights(semantic=1.0, trending=0.1, popular=0.1)
+    """For users without history and seeds who search: what they ask for, and among that what is popular."""
     item_weights: SourceWeights = SourceWeights(
         semantic=0.0, collaborative=0.0, sequential=1.0, neighbours=0.0, repeat=0.0, similar=1.0
     )

@@ -6,9 +6,10 @@ Called by the retrieval engine. A source knows nothing of filters, weights or th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from models.behaviour.behaviour import Behaviour
 from models.behaviour.statistics import Statistics
@@ -39,11 +40,10 @@ class RetrievalSource(Protocol):
 class VectorSpace:
     """Item vectors with their index: opinions of any query vector, shared by the content sources."""
 
-    def __init__(self, vectors: Scores, index: VectorIndex) -> None:
-        """`vectors` float32[items, dim] of unit length, may be mapped."""
+    def __init__(self, vectors: Scores, index: VectorIndex, *, like: VectorSpace | None = None) -> None:
+        """`vectors` float32[items, dim] of unit length, may be mapped; their spread is that of `like` where given."""
         self.vectors, self._index = vectors, index
-        sample = np.asarray(vectors[:: max(1, len(vectors) // 20_000)])
-        self._covariance = np.cov(sample, rowvar=False) if len(sample) > 1 else np.zeros((vectors.shape[1],) * 2)
+        self._covariance: npt.NDArray[Any] = _covariance(vectors) if like is None else like._covariance
 
     def towards(self, query: Scores) -> Opinion:
         """Return the opinion "near `query`"."""
@@ -227,6 +227,11 @@ def _damped(rows: Rows, scores: Scores, items: int) -> Opinion:
     if items > DENSE_BELOW:
         return SparseOpinion(rows, scores, items, damped=True)
     return DenseOpinion(np.sqrt(np.bincount(rows, weights=scores, minlength=items)).astype(np.float32))
+
+
+def _covariance(vectors: Scores) -> npt.NDArray[Any]:
+    sample = np.asarray(vectors[:: max(1, len(vectors) // 20_000)])
+    return np.cov(sample, rowvar=False) if len(sample) > 1 else np.zeros((vectors.shape[1],) * 2)
 
 
 def decay(length: int, rate: float) -> Scores:

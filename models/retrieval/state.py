@@ -5,7 +5,7 @@ Built once per query by the engine. Knows nothing of scores.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,14 @@ class UserState:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def within(self, items: int) -> UserState:
+        """Return the same state without the rows from `items` on."""
+        if not (self.rows >= items).any():
+            return self
+        known = self.rows < items
+        seeds = self.seeds[self.seeds < items]
+        return replace(self, rows=self.rows[known], ages_ms=self.ages_ms[known], seeds=seeds)
 
 
 def state_of(query: RetrievalQuery, catalog: ItemCatalog) -> UserState:

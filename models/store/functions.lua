@@ -286,7 +286,17 @@ local function fix_meta(keys, args)
   return redis.call("HMGET", keys[1], "buckets", "schema")
 end
 
+-- KEYS: item log, its last number. ARGV: most changes it may hold; change, vector. Returns the change's number, 0 where
+-- the log is full. The number is kept apart, so that it goes on rising when the log is cut.
+local function item_append(keys, args)
+  if redis.call("XLEN", keys[1]) >= tonumber(args[1]) then return 0 end
+  local sequence = redis.call("INCR", keys[2])
+  redis.call("XADD", keys[1], sequence .. "-0", "d", args[2], "e", args[3])
+  return sequence
+end
+
 redis.register_function("rc_append_@VERSION@", append)
+redis.register_function("rc_item_append_@VERSION@", item_append)
 redis.register_function{function_name = "rc_fetch_@VERSION@", callback = fetch, flags = {"no-writes"}}
 redis.register_function{function_name = "rc_peek_@VERSION@", callback = peek, flags = {"no-writes"}}
 redis.register_function("rc_link_@VERSION@", link)

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from models.store.port import StoreError
 from models.store.profiles import ProfileStore
-from serve.deployments.openapi import body_of, describe
+from serve.deployments.openapi import body_of, describe, item_body
 from serve.deployments.replica import (
     ReplicaConfig,
     api_keys,
@@ -19,12 +19,14 @@ from serve.deployments.replica import (
     executor,
     follow_releases,
     follow_statistics,
+    open_items,
     open_store,
     signing_key,
     warm_edge,
 )
 from serve.http import HttpEdge, loop_lag, problem, request_id_of
 from serve.ingest import EventService
+from serve.items import ItemService
 from serve.lists import ListService
 from serve.metrics import ServeMetrics
 from serve.parameters import list_parameters
@@ -35,6 +37,9 @@ from serve.releases import ReleaseHolder
 from serve.schemas import (
     EventIn,
     EventsAnswer,
+    ItemAnswer,
+    ItemIn,
+    ItemPatch,
     LinkAnswer,
     LinkRequest,
     ListAnswer,
@@ -55,6 +60,7 @@ app = FastAPI(title="Raycommend", version="1", description="Recommendations with
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem} for status in (400, 401, 413, 422, 429, 500, 503)
 }
+_ITEM_PROBLEMS = {**_PROBLEMS, 404: {"model": Problem}}
 _LIST_PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem} for status in (401, 404, 422, 429, 500, 503)
 }
@@ -117,6 +123,7 @@ class IngressDeployment:
                 settings=settings,
                 executor=pool,
             ),
+            items=ItemService(open_items(config), ports.encoder, self._releases),
             users=UserService(StoreProfiles(self._store), self._releases),
             ready=self._state,
             metrics=self._metrics,
@@ -158,6 +165,25 @@ class IngressDeployment:
     async def similar(self, request: Request) -> Response:
         """What is like an item in content or was taken after it, and what is taken together with it."""
         return await self._edge.similar(request)
+
+    @app.put(
+        "/v1/items/{item_id}", response_model=ItemAnswer, responses=_ITEM_PROBLEMS, openapi_extra=item_body(ItemIn)
+    )
+    async def put_item(self, request: Request) -> Response:
+        """Add an item or replace it; recommendable at once by content, answered when it is durable."""
+        return await self._edge.item(request)
+
+    @app.patch(
+        "/v1/items/{item_id}", response_model=ItemAnswer, responses=_ITEM_PROBLEMS, openapi_extra=item_body(ItemPatch)
+    )
+    async def patch_item(self, request: Request) -> Response:
+        """Change some fields of an item, hide it, or say whether it is available."""
+        return await self._edge.item(request)
+
+    @app.delete("/v1/items/{item_id}", response_model=ItemAnswer, responses=_ITEM_PROBLEMS, openapi_extra=item_body())
+    async def delete_item(self, request: Request) -> Response:
+        """Take an item out; it is recommended no more."""
+        return await self._edge.item(request)
 
     @app.get("/v1/items:trending", response_model=ListAnswer, responses=_LIST_PROBLEMS, openapi_extra=list_parameters())
     async def trending(self, request: Request) -> Response:
@@ -208,4 +234,4 @@ class IngressDeployment:
         self._metrics.in_flight(self._edge.in_flight)
 
 
-describe(app, [RecommendRequest, EventIn, LinkRequest, ProfileRequest])
+describe(app, [RecommendRequest, EventIn, ItemIn, ItemPatch, LinkRequest, ProfileRequest])

@@ -9,6 +9,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from serve.parameters import item_parameter
+
 _REF = "#/components/schemas/{model}"
 
 
@@ -17,6 +19,11 @@ def body_of(model: type[BaseModel], *, or_list: bool = False) -> dict[str, Any]:
     ref: dict[str, Any] = {"$ref": _REF.format(model=model.__name__)}
     schema = {"oneOf": [ref, {"type": "array", "items": ref}]} if or_list else ref
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def item_body(model: type[BaseModel] | None = None) -> dict[str, Any]:
+    """Return the `openapi_extra` of a route about one item of the path, with a body where a model is given."""
+    return {"parameters": item_parameter(), **(body_of(model) if model else {})}
 
 
 def describe(app: FastAPI, bodies: Sequence[type[BaseModel]]) -> None:

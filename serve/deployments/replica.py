@@ -10,12 +10,14 @@ from pathlib import Path
 
 from models.artifacts import ArtifactStore
 from models.bundle import ReleaseBundle
+from models.items.log import ItemLog
 from models.retrieval.settings import RetrievalSettings
 from models.store.port import OnlineStore
 from models.store.profiles import ProfileStore
 from serve.auth import Keys
 from serve.errors import ConfigError
 from serve.live import LiveFollower
+from serve.live_items import ItemFollower
 from serve.releases import ReleaseHolder, Warm
 from serve.settings import ServeSettings
 
@@ -54,6 +56,13 @@ def open_store(config: ReplicaConfig) -> ProfileStore:
     return RedisProfiles(store_url(), cluster=config.store_cluster)
 
 
+def open_items(config: ReplicaConfig) -> ItemLog:
+    """Return the item log, which lives in the store. Raises ConfigError when the environment names no store."""
+    from models.items.log import RedisItemLog
+
+    return RedisItemLog(store_url(), limit=config.settings.items.log_changes, cluster=config.store_cluster)
+
+
 def api_keys() -> Keys:
     """Return the API keys of the environment (none: everyone is the default tenant)."""
     return Keys.parse(os.environ.get(API_KEYS, ""))
@@ -86,8 +95,13 @@ async def follow_releases(config: ReplicaConfig, store: OnlineStore, warm: Warm)
         tenants=api_keys().tenants,
         settings=config.retrieval,
         warm=warm,
+        items=ItemFollower(open_items(config), warm=warm),
     )
-    await holder.start(poll_s=config.settings.release_poll_s, wait_s=config.release_wait_s)
+    await holder.start(
+        poll_s=config.settings.release_poll_s,
+        wait_s=config.release_wait_s,
+        item_poll_s=config.settings.items.poll_s,
+    )
     return holder
 
 

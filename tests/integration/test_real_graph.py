@@ -210,6 +210,51 @@ def test_a_linked_session_counts_for_its_user_at_once(deployment: Deployment) ->
     assert "50" not in [i["item_id"] for i in answer["items"]] and answer["profile_age_ms"] is not None
 
 
+def test_an_item_is_recommended_within_a_second_of_its_put_and_never_after_its_removal(deployment: Deployment) -> None:
+    item_id, title = f"new-{uuid.uuid4().hex[:8]}", "Submarine Cartographers of the Baltic"
+    url = f"{deployment.url}/v1/items/{item_id}"
+    put = httpx.put(url, json={"title": title, "attributes": {"genres": ["Cartography"], "year": 1998}}, timeout=30)
+    assert put.status_code == 200 and put.json()["status"] == "created", put.text
+
+    def found() -> bool:
+        answer = deployment.recommend(query=title, k=5, deadline_ms=5000).json()
+        return item_id in [i["item_id"] for i in answer["items"]]
+
+    until = time.monotonic() + 1.0
+    while not found():
+        assert time.monotonic() < until
+    rare = {"genres": {"any_of": ["Cartography"]}}
+    for wish in ({"filters": rare}, {"candidates": [item_id]}):
+        answer = deployment.recommend(user_id="196", k=5, deadline_ms=5000, **wish).json()
+        assert [i["item_id"] for i in answer["items"]] == [item_id]
+        assert answer["items"][0]["score_kind"] == "probability", "the ranker scores it too"
+    assert httpx.get(f"{url}/similar", timeout=30).json()["items"]
+    assert httpx.delete(url, timeout=30).json()["status"] == "removed"
+    until = time.monotonic() + 1.0
+    while found():
+        assert time.monotonic() < until
+    assert httpx.get(f"{url}/similar", timeout=30).status_code == 404
+
+
+def test_what_many_take_now_trends_within_seconds(deployment: Deployment) -> None:
+    item_id = "1653"
+    events = [
+        {"event_id": uuid.uuid4().hex, "user_id": f"crowd-{n}", "item_id": item_id, "type": "purchase"}
+        for n in range(400)
+    ]
+    answer = deployment.events(*events)
+    assert {r["status"] for r in answer.json()["results"]} == {"accepted"}
+    until = time.monotonic() + 30
+    while item_id not in [
+        i["item_id"] for i in httpx.get(f"{deployment.url}/v1/items:trending?k=10", timeout=30).json()["items"]
+    ]:
+        assert time.monotonic() < until
+        time.sleep(0.5)
+    while not list((deployment.state / "events").rglob("*.parquet")):
+        assert time.monotonic() < until
+        time.sleep(0.5)
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [

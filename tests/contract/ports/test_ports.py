@@ -377,6 +377,7 @@ class Broken:
 
     score_kind = "rank_only"
     dimension = 32
+    catalog = range(1000)
 
     @property
     def engine(self):

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
 
+from models.items.log import MemoryItemLog
 from models.retrieval.settings import RetrievalSettings
 from models.store.port import StoreError
 from models.store.profiles import MemoryProfiles
@@ -19,7 +20,9 @@ from serve.auth import Keys
 from serve.fakes import FakeExplainer, FakeQueryEncoder, FakeRanker, FakeRetriever, SilentMetrics
 from serve.http import HttpEdge
 from serve.ingest import EventService
+from serve.items import ItemService
 from serve.lists import ListService
+from serve.live_items import ItemFollower
 from serve.pipeline import RecommendationPipeline
 from serve.recommend import RecommendService
 from serve.records import ServedRecords
@@ -47,6 +50,7 @@ class Edge:
         self.encoder = FakeQueryEncoder()
         self.fetcher: Any = StoreFeatureFetcher(self)
         self.sink: Any = StoreEventSink(self)
+        self.item_log = MemoryItemLog()
         self.pool = ThreadPoolExecutor(1)
         self.records = ServedRecords(folder / "records", dropped=self.metrics.record_dropped)
 
@@ -79,6 +83,7 @@ class Edge:
             tenants=self.keys.tenants,
             settings=RetrievalSettings(),
             warm=lambda _: None,
+            items=ItemFollower(self.item_log, warm=lambda _: None),
         )
         assert await self.releases.refresh(strict=True)
         pipeline = RecommendationPipeline(
@@ -111,6 +116,7 @@ class Edge:
                 settings=self.settings,
                 executor=self.pool,
             ),
+            items=ItemService(self.item_log, self.encoder, self.releases),
             users=UserService(StoreProfiles(self), self.releases),
             ready=self._ready,
             metrics=self.metrics,
@@ -133,6 +139,10 @@ class Edge:
         @app.get("/v1/items/{item_id}/similar")
         async def similar(request: Request) -> Response:
             return await edge.similar(request)
+
+        @app.api_route("/v1/items/{item_id}", methods=["PUT", "PATCH", "DELETE"])
+        async def item(request: Request) -> Response:
+            return await edge.item(request)
 
         @app.get("/v1/items:popular")
         async def popular(request: Request) -> Response:
@@ -169,6 +179,10 @@ class Edge:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         given = {"content-type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}
         return await self.http.post(path, content=content, headers=given)
+
+    async def send(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        content = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        return await self.http.request(method, path, content=content, headers={"content-type": "application/json"})
 
     async def get(self, path: str, **headers: str) -> httpx.Response:
         return await self.http.get(path, headers={k.replace("_", "-"): v for k, v in headers.items()})

@@ -34,6 +34,7 @@ ARGS = {
     "artifacts_url": "memory://x",
     "artifact_cache": "cache",
     "records_folder": "records",
+    "events_folder": "events",
     "encoder_folder": "encoder",
     "generator_folder": "generator",
 }
@@ -53,19 +54,26 @@ def names(application) -> set[str]:
 
 
 def test_every_stage_is_a_deployment_by_default() -> None:
-    assert names(build(ARGS)) == {"Ingress", "FeatureFetcher", "QueryEncoder", "Retriever", "Ranker", "Explainer"}
+    assert names(build(ARGS)) == {
+        "Ingress",
+        "FeatureFetcher",
+        "QueryEncoder",
+        "Retriever",
+        "Ranker",
+        "Explainer",
+        "Consumer",
+    }
 
 
-def test_the_consumer_is_deployed_where_it_is_enabled() -> None:
-    enabled = {"consumer": {"enabled": True}}
-    assert "Consumer" in names(build({**ARGS, "events_folder": "events", "serve": enabled}))
+def test_the_consumer_is_left_out_where_it_is_not_enabled_and_needs_a_folder_where_it_is() -> None:
+    assert "Consumer" not in names(build({**ARGS, "serve": {"consumer": {"enabled": False}}}))
     with pytest.raises(ValueError, match="events_folder"):
-        build({**ARGS, "serve": enabled})
+        build({**ARGS, "events_folder": ""})
 
 
 def test_inline_stages_are_no_deployments() -> None:
     inline = {n: {"placement": "inline"} for n in ("features", "encoder", "retriever", "ranker")}
-    assert names(build({**ARGS, "serve": inline})) == {"Ingress", "Explainer"}
+    assert names(build({**ARGS, "serve": inline})) == {"Ingress", "Explainer", "Consumer"}
 
 
 def test_every_default_of_serve_that_could_hurt_is_overridden() -> None:

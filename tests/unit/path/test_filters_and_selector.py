@@ -10,7 +10,7 @@ from models.ids import hash64_array
 from models.retrieval.query import AttributeFilter, RetrievalQuery
 from serve.filters import AttributesFilter, HashFilter, apply_filters
 from serve.popular import popular_candidates
-from serve.selector import diversify, order
+from serve.selector import capped, diversify, order
 
 
 def candidates_of(rows) -> Candidates:
@@ -146,3 +146,18 @@ def _user(ids):
     return features_from_events(
         list(ids), np.full(n, 2, np.uint8), np.ones(n, np.float32), np.arange(n, dtype=np.int64)
     )
+
+
+def test_a_cap_passes_over_what_a_value_has_enough_of_and_keeps_the_order() -> None:
+    labels = [{"brand": (b,)} for b in "aaabbc"] + [{}]
+    found = capped(np.arange(7), labels, 5, caps={"brand": 2})
+    assert found.tolist() == [0, 1, 3, 4, 5]
+    assert capped(np.arange(7), labels, 5, caps={"brand": 1}).tolist() == [0, 3, 5, 6, 1]
+    assert capped(np.arange(7), labels, 5, caps={"colour": 1}).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_caps_of_several_attributes_hold_together_and_never_empty_a_list() -> None:
+    labels = [{"brand": ("a",), "genre": ("x", "y")}, {"brand": ("b",), "genre": ("y",)}, {"brand": ("a",)}]
+    assert capped(np.arange(3), labels, 1, caps={"brand": 1, "genre": 1}).tolist() == [0]
+    assert capped(np.arange(3), labels, 3, caps={"brand": 1, "genre": 1}).tolist() == [0, 1, 2]
+    assert capped(np.array([2, 1, 0]), labels[::-1], 2, caps={"brand": 1, "genre": 1}).tolist() == [2, 1]

@@ -81,6 +81,20 @@ async def test_the_same_request_gives_the_same_items(path: Path) -> None:
     assert lists[0] == lists[1] == lists[2]
 
 
+@pytest.mark.parametrize("diversity", [0.0, 0.4])
+async def test_a_list_holds_at_most_so_many_items_of_a_category(tiny, diversity) -> None:
+    def most(slate) -> int:
+        labels = [tiny.bundle.catalog.labels(int(row)).get("genre", ()) for row in slate.chosen.rows]
+        return max(sum(name in own for own in labels) for name in {n for own in labels for n in own})
+
+    capped = PipelineSettings(category_caps={"genre": 1})
+    _, free = await Path(tiny.bundle).ask(k=2, diversity=diversity, exclude_items=["i18"])
+    _, held = await Path(tiny.bundle, settings=capped).ask(k=2, diversity=diversity, exclude_items=["i18"])
+    assert most(free) == 2 or diversity
+    assert most(held) == 1
+    assert len(held.item_ids) == 2
+
+
 FAILURES = [
     ("fetcher", DependencyError("away"), "features_unavailable", DegradationLevel.stale_profile),
     ("fetcher", DeadlineExceeded("late"), "features_timeout", DegradationLevel.stale_profile),

@@ -10,12 +10,14 @@ import models.retrieval.engine as engine_module
 import models.retrieval.sources as sources_module
 from models.behaviour.behaviour import BehaviourSettings, fit_behaviour
 from models.behaviour.statistics import fit_statistics
+from models.bundle import ReleaseBundle
 from models.candidates import COLUMN_OF, SCORED_SOURCES, Source
 from models.catalog import Item, ItemCatalog, write_catalog
 from models.events import EventLog, EventType
 from models.features import UserFeatures, features_from_events
 from models.index import FlatIndex, build_faiss, write_faiss
-from models.retrieval.engine import RetrievalEngine, load_engine
+from models.releases import Release
+from models.retrieval.engine import RetrievalEngine
 from models.retrieval.query import AttributeFilter, RetrievalQuery
 from models.retrieval.settings import RetrievalSettings, SourceWeights
 
@@ -134,7 +136,7 @@ def test_threads_get_the_same_answers_as_one_caller(engine: RetrievalEngine) -> 
         np.testing.assert_array_equal(one.scores, other.scores)
 
 
-def test_an_engine_loaded_from_folders_answers_like_the_fitted_one(
+def test_the_engine_of_a_bundle_answers_like_the_fitted_one(
     engine: RetrievalEngine, catalog: ItemCatalog, log: EventLog, embeddings: np.ndarray, tmp_path: Path
 ) -> None:
     folders = {n: tmp_path / n for n in ("catalog", "embeddings", "index", "behaviour", "statistics")}
@@ -148,7 +150,9 @@ def test_an_engine_loaded_from_folders_answers_like_the_fitted_one(
     fit_behaviour(log, catalog, BehaviourSettings(ease_ridge=5.0)).save(folders["behaviour"])
     fit_statistics(log, catalog).save(folders["statistics"])
     query = RetrievalQuery(n=30, now_ms=NOW, user=user("i3", "i4"))
-    loaded, fitted = load_engine(**folders).retrieve(query), engine.retrieve(query)
+    mapped = np.load(folders["embeddings"] / "embeddings.npy", mmap_mode="r")
+    bundle = ReleaseBundle(Release({}), folders, ItemCatalog(folders["catalog"]), mapped, RetrievalSettings())
+    loaded, fitted = bundle.engine.retrieve(query), engine.retrieve(query)
     np.testing.assert_array_equal(loaded.rows, fitted.rows)
     np.testing.assert_allclose(loaded.source_scores, fitted.source_scores, rtol=1e-5)
 

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cluster.config import ENVS, Settings, SettingsInvalid, contradictions, load_settings
+from cluster.stack import differences
 
 
 def load(*overrides: str, env: str = "local", **environ: str) -> Settings:
@@ -238,3 +239,20 @@ def test_numbers_carry_their_unit_in_their_name() -> None:
         if any(w in name for w in words) and field.annotation in (int, float) and not name.endswith(units)
     ]
     assert not wrong
+
+
+def test_what_is_told_at_the_start_is_what_differs_from_the_defaults() -> None:
+    usual = Settings().model_dump(mode="json")
+    assert differences(usual, usual) == []
+    overrides = ["serve.http_port=8123", "models.retrieval.weights.semantic=0.7"]
+    changed = load_settings("local", overrides, environ=None).model_dump(mode="json")
+    told = dict(differences(changed, usual))
+    assert told["serve.http_port"] == 8123
+    assert told["models.retrieval.weights.semantic"] == 0.7
+    assert all(usual_value(usual, name) != value for name, value in told.items())
+
+
+def usual_value(tree: dict, name: str) -> object:
+    for part in name.split("."):
+        tree = tree[part]
+    return tree

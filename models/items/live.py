@@ -1,0 +1,85 @@
+"""`LiveItems`: what the item log made of a release's items up to a sequence number.
+
+Every replica folds the same log over the same catalog and therefore gives the same row to a new item. Immutable; called
+by the live bundle. Knows nothing of stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from models.catalog import ItemCatalog
+from models.items.catalog import LiveCatalog
+from models.items.change import LiveItem, Numbered, new_item
+from models.items.vectors import LiveVectors
+
+
+@dataclass(frozen=True, slots=True)
+class LiveItems:
+    """Changed and new items by catalog row, up to change number `sequence` of the log."""
+
+    sequence: int = 0
+    items: Mapping[int, LiveItem] = field(default_factory=dict)
+
+    def after(self, changes: Iterable[Numbered], release: ItemCatalog) -> LiveItems:
+        """Return the state after more changes. What cannot be applied (an unknown item) changes nothing."""
+        items, sequence = dict(self.items), self.sequence
+        row_of = {live.item.item_id: row for row, live in items.items()}
+        following = len(release) + sum(row >= len(release) for row in items)
+        for number, change in changes:
+            sequence = number
+            if change is None:
+                continue
+            row = row_of.get(change.item_id)
+            if row is None:
+                row = release.row(change.item_id)
+            if row is None:
+                if change.operation != "put":
+                    continue
+                items[following] = new_item(change)
+                row_of[change.item_id] = following
+                following += 1
+            else:
+                before = items.get(row) or LiveItem(release.item(row))
+                items[row] = before.after(change)
+                row_of[change.item_id] = row
+        return LiveItems(sequence, items)
+
+    def catalog(self, release: ItemCatalog) -> LiveCatalog:
+        """Return `release` with these items."""
+        return LiveCatalog(release, self._rows(), [self.items[row].item for row in sorted(self.items)])
+
+    def vectors(self, release: npt.NDArray[np.float32]) -> LiveVectors:
+        """Return `release` (float32[items, dim]) with the vectors of these items.
+
+        A new item whose vector is missing or of another dimension is like nothing: its vector is zero.
+        """
+        rows, vectors = [], []
+        for row in sorted(self.items):
+            vector = self.items[row].vector
+            if vector is not None and len(vector) == release.shape[1]:
+                rows.append(row)
+                vectors.append(vector)
+            elif row >= len(release):
+                rows.append(row)
+                vectors.append(np.zeros(release.shape[1], np.float32))
+        stacked = np.array(vectors, np.float32).reshape(len(rows), release.shape[1])
+        return LiveVectors(release, np.array(rows, np.int32), stacked)
+
+    def withheld(self, size: int) -> npt.NDArray[np.bool_]:
+        """Return bool[size], True in the rows of items that must not be recommended."""
+        mask = np.zeros(size, bool)
+        mask[[row for row, live in self.items.items() if not live.shown]] = True
+        return mask
+
+    def first_ms(self, release_size: int) -> npt.NDArray[np.int64]:
+        """Return when each new item was last put, int64[new items] by row."""
+        new = sorted(row for row in self.items if row >= release_size)
+        return np.array([self.items[row].changed_ms for row in new], np.int64)
+
+    def _rows(self) -> npt.NDArray[np.int32]:
+        return np.array(sorted(self.items), np.int32)

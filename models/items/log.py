@@ -1,0 +1,111 @@
+"""The item-log port: changes of items, numbered, in one order for everybody.
+
+The ingress appends; every replica that holds a release reads on from the position the release was built at. A change
+is durable before it is acknowledged. `MemoryItemLog` is the shipped fake, `RedisItemLog` speaks to any Redis or Valkey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from models.items.change import ItemChange, Numbered
+from models.store.checks import check_tenant
+from models.store.port import StoreError
+from models.store.redis_store import RedisStore, checked, fcall
+
+
+class ItemLogFull(StoreError):
+    """The log holds as many changes as it may; a new release must take them in first."""
+
+
+class ItemLog(Protocol):
+    """An append-only log of item changes per tenant. Errors as in `OnlineStore`."""
+
+    async def append_item(self, tenant: str, change: ItemChange) -> int:
+        """Append a change and return its sequence number, from 1 upwards; durable when this returns.
+
+        Raises:
+            ItemLogFull: a new release must be built and published first.
+            StoreUnavailable: the store cannot be reached or cannot promise durability.
+            StoreTimeout: no answer in time; the change may still take effect.
+        """
+        ...
+
+    async def read_items(self, tenant: str, *, after: int, limit: int = 1000) -> Sequence[Numbered]:
+        """Return up to `limit` changes with a sequence number above `after`, in order."""
+        ...
+
+    async def close(self) -> None:
+        """Close all connections."""
+        ...
+
+
+class MemoryItemLog:
+    """An `ItemLog` in this process's memory."""
+
+    def __init__(self, *, limit: int = 100_000) -> None:
+        self._limit = limit
+        self._changes: dict[str, list[ItemChange]] = {}
+
+    async def append_item(self, tenant: str, change: ItemChange) -> int:
+        """See `ItemLog.append_item`; nothing survives the process."""
+        check_tenant(tenant)
+        changes = self._changes.setdefault(tenant, [])
+        if len(changes) >= self._limit:
+            raise ItemLogFull(_FULL)
+        changes.append(change)
+        return len(changes)
+
+    async def read_items(self, tenant: str, *, after: int, limit: int = 1000) -> Sequence[Numbered]:
+        """See `ItemLog.read_items`."""
+        check_tenant(tenant)
+        found = self._changes.get(tenant, [])[after : after + limit]
+        return list(enumerate(found, start=after + 1))
+
+    async def close(self) -> None:
+        """See `ItemLog.close`; nothing to close."""
+
+
+class RedisItemLog(RedisStore):
+    """An `ItemLog` on a server: one stream per tenant whose entry ids are the sequence numbers."""
+
+    def __init__(self, url: str, *, limit: int = 100_000, cluster: bool = False, connections: int = 4) -> None:
+        """`limit` bounds the number of changes that wait for a release to take them in."""
+        super().__init__(url, cluster=cluster, connections=connections)
+        self._limit = limit
+
+    async def append_item(self, tenant: str, change: ItemChange) -> int:
+        """See `ItemLog.append_item`."""
+        check_tenant(tenant)
+        log = _key(tenant)
+        async with self._bound(self._write_timeout_s):
+            await self._check_meta()
+            wait_ms = await self._confirm()
+            call = fcall("rc_item_append", [log, log + ":last"], [self._limit, *change.to_bytes()])
+            (reply,) = await self._call([(log, call)], wait_ms=wait_ms)
+        sequence = int(checked(reply))
+        if sequence == 0:
+            raise ItemLogFull(_FULL)
+        return sequence
+
+    async def read_items(self, tenant: str, *, after: int, limit: int = 1000) -> Sequence[Numbered]:
+        """See `ItemLog.read_items`."""
+        check_tenant(tenant)
+        log = _key(tenant)
+        async with self._bound(self._write_timeout_s):
+            await self._check_meta()
+            (reply,) = await self._call([(log, ("XRANGE", log, f"({after}-0", "+", "COUNT", limit))])
+        return [_numbered(entry_id, fields) for entry_id, fields in checked(reply) or []]
+
+
+_FULL = "the item log is full: build and publish a release, which takes its changes in"
+
+
+def _key(tenant: str) -> str:
+    return f"{{{tenant}:items}}log"
+
+
+def _numbered(entry_id: bytes, fields: object) -> Numbered:
+    found = dict(fields) if isinstance(fields, dict) else dict(zip(fields[::2], fields[1::2], strict=True))  # type: ignore[index]
+    return int(entry_id.split(b"-")[0]), ItemChange.from_bytes(found.get(b"d", b""), found.get(b"e", b""))

@@ -95,8 +95,9 @@ class ItemSettings(_Section):
 
     poll_s: float = Field(0.1, gt=0, le=1)
     """How often replicas look for changes of items."""
-    log_changes: int = Field(100_000, ge=1)
-    """Most changes that wait for a release to take them in; every replica holds them in memory."""
+    log_changes: int = Field(20_000, ge=1)
+    """Most changes that wait for a release to take them in. Every replica folds all of them anew with each change: at
+    20,000 that takes under a second."""
 
 
 class ServeSettings(_Section):

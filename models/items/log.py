@@ -44,7 +44,7 @@ class ItemLog(Protocol):
 class MemoryItemLog:
     """An `ItemLog` in this process's memory."""
 
-    def __init__(self, *, limit: int = 100_000) -> None:
+    def __init__(self, *, limit: int = 20_000) -> None:
         self._limit = limit
         self._changes: dict[str, list[ItemChange]] = {}
 
@@ -70,7 +70,7 @@ class MemoryItemLog:
 class RedisItemLog(RedisStore):
     """An `ItemLog` on a server: one stream per tenant whose entry ids are the sequence numbers."""
 
-    def __init__(self, url: str, *, limit: int = 100_000, cluster: bool = False, connections: int = 4) -> None:
+    def __init__(self, url: str, *, limit: int = 20_000, cluster: bool = False, connections: int = 4) -> None:
         """`limit` bounds the number of changes that wait for a release to take them in."""
         super().__init__(url, cluster=cluster, connections=connections)
         self._limit = limit

@@ -75,7 +75,8 @@ def ingest_kafka(
         raise OperatorError(f"set {STORE_URL} to the URL of the store (redis:// or rediss://)")
 
     async def run() -> dict[str, Any]:
-        streams = open_streams(url, cluster=settings.cluster.store.cluster)
+        limits = settings.serve.store_limits()
+        streams = open_streams(url, cluster=settings.cluster.store.cluster, limits=limits)
         try:
             await streams.ping()  # a wrong URL is said before anything is read
             source = KafkaSource(

@@ -16,15 +16,18 @@ from typing import Any
 
 from models.consumer.consumer import Consumer
 from models.consumer.settings import ConsumerSettings
+from models.store.port import StoreLimits
 from models.store.redis_streams import RedisEventStreams
 from models.store.streams import EventStreams
 
 STORE_URL = "RAYCOMMEND_STORE_URL"
 
 
-def open_streams(url: str, *, cluster: bool = False) -> EventStreams:
-    """Open a store for work that is no request: a batch may take its time."""
-    return RedisEventStreams(url, cluster=cluster, write_timeout_s=10.0, connect_timeout_s=5.0, connections=8)
+def open_streams(url: str, *, cluster: bool = False, limits: StoreLimits | None = None) -> EventStreams:
+    """Open a store for work that is no request: a batch may take its time. `limits` matter to who appends."""
+    return RedisEventStreams(
+        url, cluster=cluster, limits=limits, write_timeout_s=10.0, connect_timeout_s=5.0, connections=8
+    )
 
 
 async def consume(

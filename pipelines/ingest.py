@@ -1,7 +1,9 @@
 """Ingesting: events of any source into the online store, as if they had been posted.
 
 Written, then acknowledged: a crash between writes again, and the store knows an event id it has seen. What is no event
-becomes a dead letter, with the reason, and the rest goes on. Called by the `ingest` command.
+becomes a dead letter, with the reason, and the rest goes on. What waited in the source comes all at once: no user's
+events are too many here, but the same again within moments is a repeat, as it is for the endpoint. Called by the
+`ingest` command.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ class IngestCounts:
 
     accepted: int = 0
     duplicate: int = 0
+    repeat: int = 0
     dead: int = 0
 
 
@@ -85,7 +88,9 @@ class Ingest:
         """Write events; return those whose bucket could not be written."""
         if not events:
             return []
-        statuses = await self._store.append(self._tenant, events, now_ms=time.time_ns() // 1_000_000)
+        now_ms = time.time_ns() // 1_000_000
+        statuses = await self._store.append(self._tenant, events, now_ms=now_ms, backlog=True)
         self.counts.accepted += statuses.count(EventStatus.accepted)
         self.counts.duplicate += statuses.count(EventStatus.duplicate)
+        self.counts.repeat += statuses.count(EventStatus.repeat)
         return [e for e, status in zip(events, statuses, strict=True) if status == EventStatus.failed]

@@ -1,6 +1,7 @@
 """The event service: cleans what applications post, and answers only when it is durable.
 
-Statuses per event: accepted, duplicate, ignored (with why), invalid (with why). The good events of a list land
+Statuses per event: accepted, duplicate, ignored (with why), invalid (with why). Whether an event is a repeat, or one
+too many of its user, is decided by the store, in the step that would store it. The good events of a list land
 whatever the bad ones are. Knows nothing of the web framework; the ingress calls it.
 """
 
@@ -42,12 +43,20 @@ class EventService:
             if EventStatus.failed in statuses:
                 raise DependencyError("some events could not be made durable; send all of them again")
             for at, status in zip(good, statuses, strict=True):
-                name = "duplicate" if status == EventStatus.duplicate else "accepted"
-                results[at] = EventResult(event_id=events[at].event_id, status=name)  # type: ignore[arg-type]
+                results[at] = self._told(events[at], status)
         done = [r for r in results if r is not None]
         for status_name, count in Counter(r.status for r in done).items():
             self._metrics.event(status_name, count)
         return done
+
+    def _told(self, event: EventIn, status: EventStatus) -> EventResult:
+        """Return what the contract says for what the store did."""
+        if status is EventStatus.repeat:
+            return _ignored(event, f"the same event again within {self._settings.repeat_window_s:g} s")
+        if status is EventStatus.limited:
+            return _ignored(event, "too many events of one user; send it again later")
+        duplicate = status is EventStatus.duplicate
+        return EventResult(event_id=event.event_id, status="duplicate" if duplicate else "accepted")
 
     def _refuse(self, event: EventIn, tenant: str, now_ms: int) -> EventResult | None:
         if event.timestamp_ms is not None:
@@ -68,7 +77,7 @@ class EventService:
             except TokenInvalid as error:
                 return _invalid(event, str(error))
         elif event.type == "impression":
-            return EventResult(event_id=event.event_id, status="ignored", reason="an impression event needs its token")
+            return _ignored(event, "an impression event needs its token")
         return None
 
 
@@ -83,6 +92,10 @@ def _stored(event: EventIn, now_ms: int) -> Event:
         value=float(event.value),
         decision_id=event.decision_id,
     )
+
+
+def _ignored(event: EventIn, reason: str) -> EventResult:
+    return EventResult(event_id=event.event_id, status="ignored", reason=reason)
 
 
 def _invalid(event: EventIn, reason: str) -> EventResult:

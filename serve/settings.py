@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.consumer.settings import ConsumerSettings
+from models.store.port import StoreLimits
 from serve.runner import StagePolicy
 
 Placement = Literal["deployment", "inline"]
@@ -127,6 +128,10 @@ class ServeSettings(_Section):
     """Events later than now plus this are invalid."""
     oldest_event_ms: int = Field(946_684_800_000, ge=0)
     """Events before this time (default 2000-01-01) are invalid; imports may hold older ones."""
+    repeat_window_s: float = Field(2.0, ge=0, le=3600)
+    """The same item, type and value as a user's newest event within this time is ignored as a repeat; 0 takes it."""
+    events_per_user_s: int = Field(500, ge=0)
+    """New events of one user or session per second; more are ignored until later. 0 sets no limit."""
     pipeline: PipelineSettings = PipelineSettings()
     """Tunables of the request path."""
     ingress: DeploymentSettings = DeploymentSettings(max_ongoing_requests=512, target_ongoing_requests=32)
@@ -145,3 +150,7 @@ class ServeSettings(_Section):
     """Items that arrive, change and go between two releases."""
     consumer: ConsumerDeploymentSettings = ConsumerDeploymentSettings()
     """The event consumer; it has one replica."""
+
+    def store_limits(self) -> StoreLimits:
+        """Return what these settings say of the online store; all else there is fixed."""
+        return StoreLimits(repeat_window_s=self.repeat_window_s, events_per_owner_s=self.events_per_user_s)

@@ -1,12 +1,15 @@
 #!lua name=raycommend_store_@VERSION@
 
 -- The server-side half of the online store: everything that must be one atomic step.
--- @VERSION@ is replaced by a hash of this file, so that old and new processes can share a server during a
--- rolling upgrade: each calls the functions it was written for. Formats are those of models/store/codec.py.
+-- @VERSION@ is replaced by a hash of this file and streams.lua, which is loaded behind it, so that old and new processes
+-- can share a server during a rolling upgrade: each calls the functions it was written for. Formats are those of
+-- models/store/codec.py.
 
 local SCHEMA = 1
 local RECORD_HEADER = 14
 local SEEN_HEADER = "\1seen\0\0\0" -- its first byte is SCHEMA; no library exists while this loads
+local PER_OWNER = 4 -- keys of an owner in one call of `append`
+local WINDOW_MS = 5000
 
 -- Time of a ring record in ms, or nil where the bytes are not a record of this schema.
 local function time_of(record)
@@ -65,48 +68,86 @@ local function see(key, seen, hash, limit)
   return seen
 end
 
--- KEYS: stream; ring, seen, profile of each owner; dedupe key of each event.
--- ARGV: now ms, dedupe ms, ring limit, seen limit, stream length (0: profiles only), number of owners; life in ms of each owner (0: for
+-- Whether a record says what the newest of the ring says (type, value, item) at most `window` ms before or after it.
+local function repeats(record, newest, window)
+  local time = window > 0 and newest and time_of(newest)
+  return time and math.abs(time_of(record) - time) <= window
+    and string.byte(record, 2) == string.byte(newest, 2) and string.sub(record, 11) == string.sub(newest, 11)
+end
+
+-- The second that an owner's new events count in, and how many it has. A clock that is behind counts in the newest second
+-- there is: two clocks make no two allowances.
+local function window_of(key, now)
+  local second, held = math.floor(now / 1000), redis.call("GET", key)
+  local newest, count = string.match(held or "", "^(%d+):(%d+)$")
+  if newest and tonumber(newest) >= second then return {second = newest, count = tonumber(count), old = true} end
+  return {second = string.format("%.0f", second), count = 0}
+end
+
+-- A key of its own with a short life, not a field of the profile: who only looks or searches has no profile. Its life
+-- is not renewed, so that a clock that is far ahead harms for that long at most.
+local function keep_window(key, window)
+  local text = window.second .. ":" .. window.count
+  if window.old then redis.call("SET", key, text, "KEEPTTL") else redis.call("SET", key, text, "PX", WINDOW_MS) end
+end
+
+-- KEYS: stream; ring, seen, profile, window of each owner; dedupe key of each event.
+-- ARGV: now ms, dedupe ms, ring limit, seen limit, stream length (0: profiles only), time in ms within which the same is a
+-- repeat (0: never), new events of an owner in a second (0: any number), number of owners; life in ms of each owner (0: for
 -- ever); owner number, ring record, item hash, stream payload of each event (the middle two empty: stream only).
--- Returns 1 (accepted) or 0 (duplicate) for each event.
+-- Returns 0 (duplicate), 1 (accepted), 2 (repeat) or 3 (limited) for each event.
 -- A stream entry is `d` (the payload) and what only this step knows: `n` where the owner had not seen the item, `p` with
 -- the record that was the newest of the ring.
 local function append(keys, args)
   local now, dedupe, ring_limit, seen_limit = args[1], args[2], tonumber(args[3]), tonumber(args[4])
-  local owners = tonumber(args[6])
-  local statuses, seen, taken = {}, {}, {}
-  local event, at = 0, 6 + owners + 1
+  local same_ms, per_second, owners = tonumber(args[6]), tonumber(args[7]), tonumber(args[8])
+  local statuses, seen, taken, windows = {}, {}, {}, {}
+  local event, at = 0, 8 + owners + 1
   while args[at] do
     event = event + 1
-    local once = keys[1 + owners * 3 + event]
+    local once = keys[1 + owners * PER_OWNER + event]
+    local owner, record, hash = tonumber(args[at]), args[at + 1], args[at + 2]
+    local base = 1 + (owner - 1) * PER_OWNER
+    if per_second > 0 and not windows[owner] then windows[owner] = window_of(keys[base + 4], tonumber(now)) end
+    local window = windows[owner]
     if redis.call("EXISTS", once) == 1 then
       -- Changes nothing, yet is a write: WAITAOF after a retry then also covers the first attempt.
       redis.call("SET", once, SCHEMA, "KEEPTTL")
       statuses[event] = 0
+    elseif window and window.count >= per_second then
+      statuses[event] = 3
     else
-      local owner, record, hash = tonumber(args[at]), args[at + 1], args[at + 2]
-      local base, entry, newest, new = 1 + (owner - 1) * 3, {"d", args[at + 3]}, nil, false
-      if record ~= "" then
-        newest = redis.call("LINDEX", keys[base + 1], -1)
-        seen[owner] = seen[owner] or load_seen(keys[base + 2])
-        new = not has(seen[owner], hash, seen_limit)
-        if new then entry[3], entry[4] = "n", "1" end
-        if newest then entry[#entry + 1], entry[#entry + 2] = "p", newest end
-      end
-      if args[5] ~= "0" then redis.call("XADD", keys[1], "MAXLEN", "~", args[5], "*", unpack(entry)) end
-      if record ~= "" then
-        push(keys[base + 1], record, ring_limit, newest)
-        if new then seen[owner] = see(keys[base + 2], seen[owner], hash, seen_limit) end
-        taken[owner] = (taken[owner] or 0) + 1
+      local entry, new = {"d", args[at + 3]}, false
+      local newest = record ~= "" and redis.call("LINDEX", keys[base + 1], -1)
+      if newest and repeats(record, newest, same_ms) then
+        statuses[event] = 2
+      else
+        if record ~= "" then
+          seen[owner] = seen[owner] or load_seen(keys[base + 2])
+          new = not has(seen[owner], hash, seen_limit)
+          if new then entry[3], entry[4] = "n", "1" end
+          if newest then entry[#entry + 1], entry[#entry + 2] = "p", newest end
+        end
+        if args[5] ~= "0" then redis.call("XADD", keys[1], "MAXLEN", "~", args[5], "*", unpack(entry)) end
+        if record ~= "" then
+          push(keys[base + 1], record, ring_limit, newest)
+          if new then seen[owner] = see(keys[base + 2], seen[owner], hash, seen_limit) end
+          taken[owner] = (taken[owner] or 0) + 1
+        end
+        statuses[event] = 1
       end
       -- Last: where a step above fails, a retry is not mistaken for a duplicate.
       redis.call("SET", once, SCHEMA, "PX", dedupe)
-      statuses[event] = 1
+      -- A repeat counts too: what is remembered of it takes room.
+      if window then window.count, window.changed = window.count + 1, true end
     end
     at = at + 4
   end
+  for owner, window in pairs(windows) do
+    if window.changed then keep_window(keys[1 + (owner - 1) * PER_OWNER + 4], window) end
+  end
   for owner, count in pairs(taken) do
-    local base, life = 1 + (owner - 1) * 3, args[6 + owner]
+    local base, life = 1 + (owner - 1) * PER_OWNER, args[8 + owner]
     redis.call("HSET", keys[base + 3], "v", SCHEMA, "updated_ms", now)
     redis.call("HINCRBY", keys[base + 3], "events", count)
     if life ~= "0" then
@@ -214,71 +255,6 @@ local function move_release(keys, args)
   return 1
 end
 
--- KEYS: stream, state of a consumer group. ARGV: group, consumer, count, `0` for entries that were taken and not committed
--- or `>` for new ones. Returns the group's position and the entries. A group that is missing goes on at its position.
-local function take(keys, args)
-  local position = redis.call("HGET", keys[2], "=position") or "0-0"
-  if redis.call("EXISTS", keys[1]) == 0 then return {position, {}} end
-  local read = {"XREADGROUP", "GROUP", args[1], args[2], "COUNT", args[3], "STREAMS", keys[1], args[4]}
-  local reply = redis.pcall(unpack(read))
-  if reply and reply.err and string.find(reply.err, "NOGROUP", 1, true) then
-    redis.call("XGROUP", "CREATE", keys[1], args[1], position)
-    reply = redis.pcall(unpack(read))
-  end
-  if reply and reply.err then return reply end
-  return {position, reply and reply[1][2] or {}}
-end
-
--- KEYS: stream, state of a consumer group, dead letters. ARGV: group, expected position, new position, length of the
--- dead-letter stream, number of fields, number of dead letters; field, value (empty: remove) of each; id, reason,
--- payload of each; ids that are done with, oldest first. Returns 1, or 0 without effect where somebody else moved the
--- position or an older entry is still taken by somebody: effects happen in the order of the stream, once.
-local function commit(keys, args)
-  if (redis.call("HGET", keys[2], "=position") or "0-0") ~= args[2] then return 0 end
-  local at, fields, dead = 7, tonumber(args[5]), tonumber(args[6])
-  local first = at + fields * 2 + dead * 3
-  if args[first] then
-    local oldest = redis.call("XPENDING", keys[1], args[1])[2]
-    if oldest ~= args[first] then return 0 end
-  end
-  for _ = 1, fields do
-    if args[at + 1] == "" then redis.call("HDEL", keys[2], args[at]) else redis.call("HSET", keys[2], args[at], args[at + 1]) end
-    at = at + 2
-  end
-  for _ = 1, dead do
-    redis.call("XADD", keys[3], "MAXLEN", "~", args[4], "*", "id", args[at], "why", args[at + 1], "d", args[at + 2])
-    at = at + 3
-  end
-  redis.call("HSET", keys[2], "=position", args[3], "=v", SCHEMA)
-  for from = first, #args, 1000 do
-    redis.call("XACK", keys[1], args[1], unpack(args, from, math.min(from + 999, #args)))
-  end
-  return 1
-end
-
--- KEYS: stream, state of a consumer group. ARGV: group. Returns how many entries lie behind the position (at most:
--- trimming hides what was read) and for how many ms the oldest of them has waited.
-local function lag(keys, args)
-  local position = redis.call("HGET", keys[2], "=position") or "0-0"
-  local next = redis.call("XRANGE", keys[1], "(" .. position, "+", "COUNT", 1)[1]
-  if not next then return {0, 0} end
-  local behind = redis.call("XLEN", keys[1])
-  for _, group in ipairs(redis.call("XINFO", "GROUPS", keys[1])) do
-    local info = {}
-    for i = 1, #group, 2 do info[group[i]] = group[i + 1] end
-    if info["name"] == args[1] and info["lag"] then behind = info["lag"] + info["pending"] end
-  end
-  local now = redis.call("TIME")
-  local since = now[1] * 1000 + math.floor(now[2] / 1000) - string.match(next[1], "^%d+")
-  return {behind, math.max(0, since)}
-end
-
--- KEYS: published statistics. ARGV: body. Returns their new version.
-local function publish(keys, args)
-  redis.call("HSET", keys[1], "v", SCHEMA, "body", args[1])
-  return redis.call("HINCRBY", keys[1], "version", 1)
-end
-
 -- KEYS: meta. ARGV: buckets, schema. Fixes both at the first start; returns what is fixed.
 local function fix_meta(keys, args)
   redis.call("HSETNX", keys[1], "buckets", args[1])
@@ -303,7 +279,3 @@ redis.register_function("rc_link_@VERSION@", link)
 redis.register_function("rc_forget_@VERSION@", forget)
 redis.register_function("rc_move_release_@VERSION@", move_release)
 redis.register_function("rc_fix_meta_@VERSION@", fix_meta)
-redis.register_function("rc_take_@VERSION@", take)
-redis.register_function("rc_commit_@VERSION@", commit)
-redis.register_function{function_name = "rc_lag_@VERSION@", callback = lag, flags = {"no-writes"}}
-redis.register_function("rc_publish_@VERSION@", publish)

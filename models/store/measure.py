@@ -41,7 +41,8 @@ async def _rate(store: RedisStore, tenant: str, *, size: int, callers: int, seco
         done = 0
         while time.perf_counter() < end:
             next_id += size
-            done += len(await store.append(tenant, _events(run, next_id, size, _USERS), now_ms=1_700_000_000_000))
+            now_ms = time.time_ns() // 1_000_000
+            done += len(await store.append(tenant, _events(run, next_id, size, _USERS), now_ms=now_ms))
         return done
 
     start = time.perf_counter()
@@ -76,7 +77,7 @@ async def measure(url: str, *, cluster: bool = False, seconds: float = 5.0) -> d
             result[name] = round(await _rate(store, tenant, size=size, callers=callers, seconds=seconds))
         # A user with a full ring and 1,000 seen items; a session with ten events.
         for start in range(0, 1000, 500):
-            await store.append(tenant, _events("full", start, 500, 1), now_ms=1_700_000_000_000)
+            await store.append(tenant, _events("full", start, 500, 1), now_ms=1_700_000_000_000, to_stream=False)
         result["ring"] = RECENT_EVENTS
         calls: dict[str, Callable[[], Awaitable[Any]]] = {
             "fetch": lambda: store.fetch(tenant, "u0", None, timeout_s=5),

@@ -36,6 +36,8 @@ class Tenant:
     profiles: dict[str, Profile] = field(default_factory=dict)
     once: dict[tuple[str, str], float] = field(default_factory=dict)  # (owner, event id) -> expiry, oldest first
     streams: dict[int, list[StreamEntry]] = field(default_factory=dict)
+    second: int = 0
+    counts: dict[str, int] = field(default_factory=dict)  # new events by owner, in that second
     arrived: int = 0
     release: tuple[str | None, int] = (None, 0)
 
@@ -60,7 +62,13 @@ class MemoryStore:
         self._now_ms = 0
 
     async def append(
-        self, tenant: str, events: Sequence[Event], *, now_ms: int, to_stream: bool = True
+        self,
+        tenant: str,
+        events: Sequence[Event],
+        *,
+        now_ms: int,
+        to_stream: bool = True,
+        backlog: bool = False,
     ) -> list[EventStatus]:
         """See `OnlineStore.append`."""
         check_tenant(tenant)
@@ -68,7 +76,10 @@ class MemoryStore:
         self._check_durable()
         self._now_ms = max(self._now_ms, now_ms)
         state = self._tenants.setdefault(tenant, Tenant())
-        return [self._apply(state, event, to_stream) for event in events]
+        if state.second != self._now_ms // 1000:
+            state.second, state.counts = self._now_ms // 1000, {}
+        limit = self._limits.events_per_owner_s if to_stream and not backlog else 0
+        return [self._apply(state, event, to_stream, limit) for event in events]
 
     def _check_durable(self) -> None:
         if self._require_durable and self._durability == "none":
@@ -76,11 +87,17 @@ class MemoryStore:
                 "events in memory are lost with the process: pass require_durable=False to accept that"
             )
 
-    def _apply(self, state: Tenant, event: Event, to_stream: bool) -> EventStatus:
+    def _apply(self, state: Tenant, event: Event, to_stream: bool, limit: int) -> EventStatus:
         once = (event.owner, event.event_id)
         if state.once.get(once, 0) > self._now_ms:
             return EventStatus.duplicate
+        if limit and state.counts.get(event.owner, 0) >= limit:
+            return EventStatus.limited
+        if limit:
+            state.counts[event.owner] = state.counts.get(event.owner, 0) + 1
         state.once[once] = self._now_ms + self._limits.dedupe_s * 1000
+        if to_stream and self._repeats(state, event):
+            return EventStatus.repeat
         if to_stream:
             stream = state.streams.setdefault(bucket_of(event.owner, buckets=self._limits.buckets), [])
             stream.append(self._entry(state, event))
@@ -88,6 +105,16 @@ class MemoryStore:
         if event.type not in STREAM_ONLY:
             self._take(state, event)
         return EventStatus.accepted
+
+    def _repeats(self, state: Tenant, event: Event) -> bool:
+        """Whether the owner's newest event says the same, a moment before or after."""
+        profile = self._profile(state, event.owner)
+        window_ms = round(self._limits.repeat_window_s * 1000)
+        if event.type in STREAM_ONLY or profile is None or not profile.ring or not window_ms:
+            return False
+        newest = profile.ring[-1]
+        same = (event.item_id, event.type, event.value) == (newest.item_id, newest.type, newest.value)
+        return same and abs(event.timestamp_ms - newest.timestamp_ms) <= window_ms
 
     def _entry(self, state: Tenant, event: Event) -> StreamEntry:
         """Return the stream entry of an event that the profile does not hold yet."""

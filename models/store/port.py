@@ -56,6 +56,10 @@ class EventStatus(StrEnum):
     """Stored, and durable before the call returned."""
     duplicate = "duplicate"
     """An event with this id and owner was stored within the dedupe window; nothing changed."""
+    repeat = "repeat"
+    """The owner's newest event says the same, a moment before or after; nothing changed, and the id is remembered."""
+    limited = "limited"
+    """Its owner had too many events in this second; nothing changed, and sending it again later is worth it."""
     failed = "failed"
     """Its bucket could not be written while others could: the sender should send it again."""
 
@@ -74,6 +78,10 @@ class StoreLimits:
     """How long an event id is remembered."""
     stream_events: int = 40_000
     """Events kept in the stream of a bucket, approximately; older ones are dropped."""
+    repeat_window_s: float = 2.0
+    """The owner's newest event again (item, type, value) within this time, before or after, is a repeat; 0: never."""
+    events_per_owner_s: int = MAX_EVENTS_PER_CALL
+    """New events of one owner in one second; 0: any number. The default lets one full call of one owner through."""
     session_s: float = 30 * 86_400
     """How long the profile of an anonymous session outlives its last event."""
 
@@ -82,13 +90,21 @@ class OnlineStore(Protocol):
     """What is known of users now. All methods are coroutines; instances belong to one event loop."""
 
     async def append(
-        self, tenant: str, events: Sequence[Event], *, now_ms: int, to_stream: bool = True
+        self,
+        tenant: str,
+        events: Sequence[Event],
+        *,
+        now_ms: int,
+        to_stream: bool = True,
+        backlog: bool = False,
     ) -> list[EventStatus]:
         """Store events and update the profiles they belong to; durable when this returns.
 
         One atomic step per bucket. A profile is ordered by the events' time; equal times keep their order of arrival.
-        The result has one status per event, in order. With `to_stream` False only profiles change: for history that
-        the statistics of a release already count.
+        The result has one status per event, in order. With `to_stream` False only profiles change, and nothing is a
+        repeat or limited: for history that the statistics of a release already count. With `backlog` no owner is
+        limited: for sources that waited and come all at once. Seconds are those of `now_ms`; where several callers'
+        clocks differ, the newest second counts.
 
         Raises:
             ValueError: more than `MAX_EVENTS_PER_CALL` events, an invalid id, or an event without the item it needs.

@@ -15,10 +15,11 @@ from typing import Any, Protocol
 
 from models.ids import bucket_of, is_valid_id
 from models.store import codec
+from models.store.calls import fcall, tag_of
 from models.store.checks import SESSION_PREFIX, check_tenant
 from models.store.memory import MemoryStore, Profile, Tenant
 from models.store.port import OnlineStore
-from models.store.redis_store import RedisStore, checked, fcall, tag_of
+from models.store.redis_store import RedisStore, checked
 
 LINK_ATTEMPTS = 3
 """How often a session is read again because events reached it while it was being linked."""

@@ -7,22 +7,20 @@ One server-side function call per bucket for writes, one round trip for reads (`
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import cache
-from importlib.resources import files
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from models.events import Event
 from models.features import ANONYMOUS, UserFeatures
-from models.ids import bucket_of, hash64
+from models.ids import bucket_of
 from models.store import codec
-from models.store.checks import SESSION_PREFIX, check_events, check_tenant, merge_features
+from models.store.calls import STATUSES, append_call, fcall, library, tag_of
+from models.store.checks import check_events, check_tenant, merge_features
 from models.store.port import (
     SCHEMA_VERSION,
-    STREAM_ONLY,
     CommandRefused,
     Durability,
     EventStatus,
@@ -40,14 +38,6 @@ if TYPE_CHECKING:
 META_KEY = "raycommend:meta"
 _PROBE_AGAIN_S, _PROBE_SOON_S = 30.0, 1.0
 _Confirmation = Literal["always", "waitaof", "none"]
-
-
-@cache
-def _library() -> tuple[str, str]:
-    """Return the function library's source and its version, a hash of that source."""
-    source = files("models.store").joinpath("functions.lua").read_text(encoding="utf-8")
-    version = hashlib.sha256(source.encode()).hexdigest()[:12]
-    return source.replace("@VERSION@", version), version
 
 
 class RedisStore:
@@ -84,7 +74,13 @@ class RedisStore:
         self.skipped_records = 0
 
     async def append(
-        self, tenant: str, events: Sequence[Event], *, now_ms: int, to_stream: bool = True
+        self,
+        tenant: str,
+        events: Sequence[Event],
+        *,
+        now_ms: int,
+        to_stream: bool = True,
+        backlog: bool = False,
     ) -> list[EventStatus]:
         """See `OnlineStore.append`."""
         check_tenant(tenant)
@@ -97,10 +93,8 @@ class RedisStore:
         async with self._bound(self._write_timeout_s):
             await self._check_meta()
             wait_ms = await self._confirm()
-            calls = [
-                self._append_call(tenant, b, [events[i] for i in group], now_ms, to_stream)
-                for b, group in groups.items()
-            ]
+            call = partial(append_call, now_ms=now_ms, limits=self._limits, to_stream=to_stream, backlog=backlog)
+            calls = [call(tag_of(tenant, bucket), [events[i] for i in group]) for bucket, group in groups.items()]
             replies = await self._call(calls, wait_ms=wait_ms)
         errors = [reply for reply in replies if isinstance(reply, StoreError)]
         if len(errors) == len(replies):
@@ -108,30 +102,9 @@ class RedisStore:
         statuses = [EventStatus.failed] * len(events)
         for group, reply in zip(groups.values(), replies, strict=True):
             if not isinstance(reply, StoreError):
-                for i, accepted in zip(group, reply, strict=True):
-                    statuses[i] = EventStatus.accepted if accepted else EventStatus.duplicate
+                for i, code in zip(group, reply, strict=True):
+                    statuses[i] = STATUSES[code]
         return statuses
-
-    def _append_call(
-        self, tenant: str, bucket: int, events: list[Event], now_ms: int, to_stream: bool
-    ) -> tuple[str, Command]:
-        limits = self._limits
-        owners = {owner: i + 1 for i, owner in enumerate(dict.fromkeys(e.owner for e in events))}
-        tag = tag_of(tenant, bucket)
-        keys: list[str | bytes] = [tag + "ev"]
-        keys += [tag + part + owner for owner in owners for part in ("r:", "s:", "p:")]
-        keys += [(tag + "e:").encode() + codec.dedupe_digest(event) for event in events]
-        session_ms = int(limits.session_s * 1000)
-        args: list[Any] = [now_ms, max(1, int(limits.dedupe_s * 1000)), limits.recent_events, limits.seen_items]
-        args += [limits.stream_events if to_stream else 0, len(owners)]
-        args += [session_ms if owner.startswith(SESSION_PREFIX) else 0 for owner in owners]
-        for event in events:
-            stored = event.type not in STREAM_ONLY
-            args.append(owners[event.owner])
-            args.append(codec.encode_record(event) if stored else b"")
-            args.append(hash64(event.item_id or "").to_bytes(8, "little") if stored else b"")
-            args.append(codec.encode_stream(event))
-        return tag, fcall("rc_append", keys, args)
 
     async def fetch(
         self, tenant: str, owner: str | None, session_owner: str | None, *, timeout_s: float
@@ -208,7 +181,7 @@ class RedisStore:
         replies = await self._servers.run(calls, wait_ms=wait_ms)
         missing = [i for i, reply in enumerate(replies) if isinstance(reply, FunctionMissing)]
         if missing:
-            loaded = (await self._servers.everywhere(("FUNCTION", "LOAD", "REPLACE", _library()[0]))).values()
+            loaded = (await self._servers.everywhere(("FUNCTION", "LOAD", "REPLACE", library()[0]))).values()
             failures = [reply for reply in loaded if isinstance(reply, StoreError)]
             if len(failures) == len(loaded):
                 raise failures[0]
@@ -258,16 +231,6 @@ class RedisStore:
         elif not known:
             self._probe_at = min(self._probe_at, now + _PROBE_SOON_S)
         return set(self._confirmations.values())
-
-
-def tag_of(tenant: str, bucket: int) -> str:
-    """Return what all keys of a bucket start with: it puts them into one slot."""
-    return f"{{{tenant}:{bucket}}}"
-
-
-def fcall(name: str, keys: Sequence[str | bytes], args: Sequence[Any], *, command: str = "FCALL") -> Command:
-    """Return the call of one of our server-side functions."""
-    return (command, f"{name}_{_library()[1]}", len(keys), *keys, *args)
 
 
 def _judged(config: Result, waited: Result) -> _Confirmation | None:

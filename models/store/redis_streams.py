@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from models.store import codec
+from models.store.calls import fcall, tag_of
 from models.store.checks import check_tenant
 from models.store.port import StoreError
-from models.store.redis_store import RedisStore, checked, fcall, tag_of
+from models.store.redis_store import RedisStore, checked
 from models.store.streams import (
     DEAD_LETTERS,
     Commit,

@@ -53,7 +53,7 @@ def open_store(config: ReplicaConfig) -> ProfileStore:
     """Return the online store named by the environment. Raises ConfigError when it names none."""
     from models.store.profiles import RedisProfiles
 
-    return RedisProfiles(store_url(), cluster=config.store_cluster)
+    return RedisProfiles(store_url(), cluster=config.store_cluster, limits=config.settings.store_limits())
 
 
 def open_items(config: ReplicaConfig) -> ItemLog:

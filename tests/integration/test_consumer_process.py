@@ -21,12 +21,15 @@ from models.behaviour.snapshot import LiveStatistics
 from models.consumer.event_log import read_event_log
 from models.events import Event, EventType
 from models.ids import BUCKETS
+from models.store.port import StoreLimits
 from models.store.streams import EventStreams, Group
 from pipelines.consumer import STORE_URL, open_streams
 
 NOW = int(time.time() * 1000)
 SETTINGS = {"batch": 2, "log_s": 0.2, "log_files": 4, "snapshot_s": 0.2, "idle_s": 0.02}
 KINDS = (EventType.click, EventType.view, EventType.purchase, EventType.hide)
+AS_IT_CAME = StoreLimits(repeat_window_s=0)
+"""By chance a user does the same twice in a moment: here that counts."""
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ async def counted(streams: EventStreams, tenant: str) -> LiveStatistics:
 async def test_a_consumer_killed_again_and_again_counts_and_logs_everything_once(
     server: ValkeyServer, tmp_path: Path
 ) -> None:
-    streams, chance, killed = open_streams(server.url), random.Random(7), 0
+    streams, chance, killed = open_streams(server.url, limits=AS_IT_CAME), random.Random(7), 0
     try:
         for round_number in range(4):
             await append_to(streams, ("killed", "calm"), 400, start=round_number * 400)
@@ -97,7 +100,7 @@ async def test_a_consumer_killed_again_and_again_counts_and_logs_everything_once
 
 
 async def test_a_consumer_told_to_stop_writes_what_it_holds_and_reports(server: ValkeyServer, tmp_path: Path) -> None:
-    streams = open_streams(server.url)
+    streams = open_streams(server.url, limits=AS_IT_CAME)
     try:
         process = start_consumer(server, tmp_path / "log")
         await append_to(streams, ("main",), 100, start=0)

@@ -40,7 +40,7 @@ async def test_racing_retries_of_one_event_are_accepted_once(store: OnlineStore)
 
 
 async def test_an_event_id_is_forgotten_after_the_window(open_store) -> None:
-    store = await open_store(limits=StoreLimits(dedupe_s=0.2))
+    store = await open_store(limits=StoreLimits(dedupe_s=0.2, repeat_window_s=0))
     assert await store.append("main", [click(1)], now_ms=NOW) == [EventStatus.accepted]
     assert await store.append("main", [click(1)], now_ms=NOW) == [EventStatus.duplicate]
     await asyncio.sleep(0.25)

@@ -14,12 +14,15 @@ import pytest
 from models.events import Event, EventType, session_owner
 from models.features import UserFeatures
 from models.ids import bucket_of, hash64
+from models.store.calls import tag_of
 from models.store.port import EventStatus, StoreLimits, StoreUnavailable
 from models.store.profiles import Linked, MemoryProfiles, ProfileStore, RedisProfiles
-from models.store.redis_store import RedisStore, tag_of
+from models.store.redis_store import RedisStore
 
 NOW = int(time.time() * 1000)
 SESSION = session_owner("s1")
+AS_IT_CAME = StoreLimits(repeat_window_s=0)
+"""For logs in which the same comes twice."""
 
 
 def event(number: int, owner: str, item: str | None = None, **options: Any) -> Event:
@@ -66,7 +69,8 @@ def test_the_session_and_the_user_of_these_tests_live_in_different_buckets() -> 
     assert bucket_of("u1") != bucket_of(SESSION)
 
 
-async def test_a_linked_session_is_what_the_user_and_the_session_were_together(profiles: ProfileStore) -> None:
+async def test_a_linked_session_is_what_the_user_and_the_session_were_together(open_profiles) -> None:
+    profiles = await open_profiles(limits=AS_IT_CAME)
     rng = np.random.default_rng(5)
     times = rng.integers(0, 60, 150)
     kinds = [EventType.click, EventType.hide, EventType.rating]
@@ -94,9 +98,8 @@ async def test_linking_again_changes_nothing(profiles: ProfileStore) -> None:
     assert (await fetch(profiles, "u1")).item_ids == before.item_ids == ("i1", "i2", "i3")
 
 
-async def test_a_link_that_was_cut_off_before_the_session_was_forgotten_can_be_repeated(
-    profiles: ProfileStore,
-) -> None:
+async def test_a_link_that_was_cut_off_before_the_session_was_forgotten_can_be_repeated(open_profiles) -> None:
+    profiles = await open_profiles(limits=AS_IT_CAME)
     twice = [event(n, SESSION, "same", timestamp_ms=NOW + 5) for n in (1, 2)]
     first = [*twice, event(3, SESSION), event(4, SESSION, "i3")]
     await append(profiles, *first, event(9, "u1", "own", timestamp_ms=NOW + 5))
@@ -146,7 +149,7 @@ async def test_ring_and_seen_set_stay_within_their_bounds(open_profiles) -> None
 
 
 async def test_seen_sets_merge_the_same_way_on_every_store(open_profiles) -> None:
-    store = await open_profiles(limits=StoreLimits(seen_items=40))
+    store = await open_profiles(limits=StoreLimits(seen_items=40, repeat_window_s=0))
     rng = np.random.default_rng(11)
     model: dict[str, dict[str, None]] = {"u1": {}, SESSION: {}}
     for n in range(260):

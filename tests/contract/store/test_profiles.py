@@ -14,6 +14,8 @@ from models.ids import hash64
 from models.store.port import EventStatus, OnlineStore, StoreLimits
 
 NOW = int(time.time() * 1000)
+AS_IT_CAME = StoreLimits(repeat_window_s=0, events_per_owner_s=0)
+"""For logs made by chance, in which the same comes twice and everything at once."""
 
 
 def event(number: int, owner: str = "u1", item: str | None = None, **options: object) -> Event:
@@ -65,14 +67,16 @@ async def append_all(store: OnlineStore, events: list[Event], size: int) -> None
 
 
 @pytest.mark.parametrize("size", [1, 500])
-async def test_a_replayed_log_gives_the_features_that_training_sees(store: OnlineStore, size: int) -> None:
+async def test_a_replayed_log_gives_the_features_that_training_sees(open_store, size: int) -> None:
+    store = await open_store(limits=AS_IT_CAME)
     events = log(seed=size, count=400 if size == 1 else 3000)
     await append_all(store, events, size)
     for owner in {e.owner for e in events}:
         assert_same(await store.fetch("main", owner, None, timeout_s=5), offline(events, owner))
 
 
-async def test_events_that_arrive_out_of_order_end_up_in_the_order_of_time(store: OnlineStore) -> None:
+async def test_events_that_arrive_out_of_order_end_up_in_the_order_of_time(open_store) -> None:
+    store = await open_store(limits=AS_IT_CAME)
     events = log(seed=7, count=1500, owners=2)
     arrival = np.random.default_rng(1).permutation(len(events))
     shuffled = [events[i] for i in arrival]
@@ -82,7 +86,8 @@ async def test_events_that_arrive_out_of_order_end_up_in_the_order_of_time(store
         assert_same(await store.fetch("main", owner, None, timeout_s=5), offline(in_time, owner))
 
 
-async def test_a_late_event_is_placed_right_among_equal_records(store: OnlineStore) -> None:
+async def test_a_late_event_is_placed_right_among_equal_records(open_store) -> None:
+    store = await open_store(limits=AS_IT_CAME)
     twins = [event(i, item="same", timestamp_ms=NOW + t) for i, t in enumerate([0, 5, 5, 9])]
     late = event(9, item="late", timestamp_ms=NOW + 5)
     await append_all(store, [*twins, late], 500)
@@ -103,7 +108,7 @@ async def test_the_ring_keeps_the_newest_events_and_the_seen_set_keeps_all_items
 
 
 async def test_the_seen_set_is_bounded_and_forgets_what_was_seen_first(open_store) -> None:
-    store = await open_store(limits=StoreLimits(seen_items=20))
+    store = await open_store(limits=StoreLimits(seen_items=20, repeat_window_s=0))
     for number in range(57):
         await append_all(store, [event(number)], 1)
         found = await store.fetch("main", "u1", None, timeout_s=5)

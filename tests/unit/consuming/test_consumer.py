@@ -25,7 +25,8 @@ SETTINGS = ConsumerSettings(batch=3, idle_s=0.01, snapshot_s=0.05, log_s=0.05)
 
 def events(count: int, *, start: int = 0) -> list[Event]:
     return [
-        Event(f"e{i}", f"u{i % 5}", EventType.click, NOW + i, f"i{i * i % 11}") for i in range(start, start + count)
+        Event(f"e{i}", f"u{i % 5}", EventType.click, NOW + i, f"i{(7 * i + 1) % 11}")
+        for i in range(start, start + count)
     ]
 
 

@@ -104,6 +104,20 @@ async def test_nothing_is_acknowledged_before_all_of_it_is_written() -> None:
     assert await ingest.step() == 0
 
 
+async def test_a_backlog_of_one_user_lands_whole_and_only_the_same_again_is_left_out() -> None:
+    days = [
+        StreamEntry(f"{NOW}-{n}", Event(f"e{n}", "u1", EventType.click, NOW - 60_000 + n, f"i{n}")) for n in range(1500)
+    ]
+    again = StreamEntry(f"{NOW}-9999", Event("again", "u1", EventType.click, NOW - 58_000, "i1499"))
+    source = ListSource(days[:500], days[500:1000], days[1000:], [again, click(7)])
+    store = MemoryEventStreams(require_durable=False)
+    ingest = Ingest(source, store, tenant="main", name="test")
+    while await ingest.step():
+        pass
+    assert (ingest.counts.accepted, ingest.counts.repeat, ingest.counts.dead) == (1501, 1, 0)
+    assert len((await store.fetch("main", "u1", None, timeout_s=1)).seen) == 1500
+
+
 async def test_what_was_written_before_a_crash_is_a_duplicate_after_it() -> None:
     store = MemoryEventStreams(require_durable=False)
     await Ingest(ListSource([click(1)]), store, tenant="main", name="test").step()

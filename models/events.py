@@ -50,6 +50,8 @@ class Event:
     item_id: str | None = None
     value: float = 1.0
     decision_id: str | None = None
+    intent: bytes | None = None
+    """Of a search: its text as a vector (`models.intent`). Goes into the profile; streams and logs never hold it."""
 
 
 def session_owner(session_id: str) -> str:

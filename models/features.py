@@ -6,7 +6,7 @@ means one thing online and offline. Knows nothing of stores or requests.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ class UserFeatures:
 
     The columns have equal length (≤ `RECENT_EVENTS`), oldest first. `seen` holds sorted, distinct 64-bit
     hashes of every item the user took or hid. `known` is False for a user without any stored event.
-    `stale` is True when the store could not be read and this is a substitute.
+    `stale` is True when the store could not be read and this is a substitute. `intent` is the vector of the newest
+    search, float32[dimension of the encoder then], made at `intent_ms`; who only searched is not `known` for that.
     """
 
     item_ids: tuple[str, ...] = ()
@@ -39,6 +40,8 @@ class UserFeatures:
     seen: npt.NDArray[np.uint64] = field(default_factory=_no_hashes)
     known: bool = False
     stale: bool = False
+    intent: npt.NDArray[np.float32] | None = None
+    intent_ms: int = 0
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -46,14 +49,12 @@ class UserFeatures:
     def take(self, index: npt.NDArray[Any]) -> UserFeatures:
         """Return the same user with only the events of `index` (a boolean mask or positions)."""
         positions = np.flatnonzero(index) if index.dtype == bool else index
-        return UserFeatures(
+        return replace(
+            self,
             item_ids=tuple(self.item_ids[i] for i in positions),
             types=self.types[positions],
             values=self.values[positions],
             timestamps_ms=self.timestamps_ms[positions],
-            seen=self.seen,
-            known=self.known,
-            stale=self.stale,
         )
 
     def last_event_ms(self) -> int | None:

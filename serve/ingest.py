@@ -2,30 +2,52 @@
 
 Statuses per event: accepted, duplicate, ignored (with why), invalid (with why). Whether an event is a repeat, or one
 too many of its user, is decided by the store, in the step that would store it. The good events of a list land
-whatever the bad ones are. Knows nothing of the web framework; the ingress calls it.
+whatever the bad ones are. The text of a search becomes a vector here and goes no further. Knows nothing of the web
+framework; the ingress calls it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
 
 from models.events import Event, EventType, session_owner
+from models.intent import pack
 from models.store.port import EventStatus
-from serve.errors import DependencyError
+from serve.context import StageCall
+from serve.errors import ContractViolation, DeadlineExceeded, DependencyError, RecommendError
 from serve.metrics import ServeMetrics
-from serve.ports import EventSink
+from serve.ports import EventSink, QueryEncoder
+from serve.runner import Outcome
 from serve.schemas import EventIn, EventResult
 from serve.settings import ServeSettings
 from serve.signing import Signer, TokenInvalid
+
+_NO_RELEASE = ""
+"""An encoder is the same for every release it serves."""
 
 
 class EventService:
     """Takes posted events to the store."""
 
-    def __init__(self, sink: EventSink, signer: Signer, metrics: ServeMetrics, settings: ServeSettings) -> None:
+    def __init__(
+        self,
+        sink: EventSink,
+        signer: Signer,
+        metrics: ServeMetrics,
+        settings: ServeSettings,
+        *,
+        encoder: QueryEncoder | None = None,
+    ) -> None:
+        """Without an `encoder` searches are taken, and steer nothing."""
         self._sink = sink
+        self._encoder = encoder
         self._signer = signer
         self._metrics = metrics
         self._settings = settings
@@ -39,7 +61,9 @@ class EventService:
         results: list[EventResult | None] = [self._refuse(e, tenant, now_ms) for e in events]
         good = [at for at, result in enumerate(results) if result is None]
         if good:
-            statuses = await self._sink.append(tenant, [_stored(events[at], now_ms) for at in good], now_ms=now_ms)
+            stored = [_stored(events[at], now_ms) for at in good]
+            stored = await self._intents(stored, [events[at].query for at in good], tenant)
+            statuses = await self._sink.append(tenant, stored, now_ms=now_ms)
             if EventStatus.failed in statuses:
                 raise DependencyError("some events could not be made durable; send all of them again")
             for at, status in zip(good, statuses, strict=True):
@@ -48,6 +72,42 @@ class EventService:
         for status_name, count in Counter(r.status for r in done).items():
             self._metrics.event(status_name, count)
         return done
+
+    async def _intents(self, events: Sequence[Event], texts: Sequence[str | None], tenant: str) -> list[Event]:
+        """Give each owner's newest search its vector; no other one would be kept.
+
+        All share one budget. A search whose vector is not there by then is stored without: an event like any other.
+        """
+        newest: dict[str, int] = {}
+        for at, event in enumerate(events):
+            held = newest.get(event.owner)
+            if texts[at] is not None and (held is None or event.timestamp_ms >= events[held].timestamp_ms):
+                newest[event.owner] = at
+        given = list(events)
+        if self._encoder is not None and self._settings.pipeline.intent_s > 0:
+            found = await asyncio.gather(
+                *(self._vector(self._encoder, texts[at] or "", tenant) for at in newest.values())
+            )
+            for at, vector in zip(newest.values(), found, strict=True):
+                given[at] = events[at] if vector is None else replace(events[at], intent=pack(vector))
+        return given
+
+    async def _vector(self, encoder: QueryEncoder, text: str, tenant: str) -> npt.NDArray[np.float32] | None:
+        budget_ms = self._settings.pipeline.query.budget_ms
+        started = time.perf_counter()
+        outcome: Outcome = "ok"
+        vector = None
+        try:
+            async with asyncio.timeout(budget_ms / 1000.0):
+                vector = await encoder.encode(StageCall(tenant, _NO_RELEASE, budget_ms), text)
+        except (TimeoutError, DeadlineExceeded):
+            outcome = "timeout"
+        except ContractViolation:
+            raise
+        except RecommendError:
+            outcome = "unavailable"
+        self._metrics.stage("intent", outcome, (time.perf_counter() - started) * 1000.0)
+        return vector
 
     def _told(self, event: EventIn, status: EventStatus) -> EventResult:
         """Return what the contract says for what the store did."""

@@ -17,6 +17,7 @@ from models.bundle import ReleaseBundle
 from models.candidates import Candidates
 from models.features import ANONYMOUS, UserFeatures
 from models.ids import hash64_array
+from models.intent import faded
 from models.retrieval.query import AttributeFilter, RetrievalQuery
 from serve.context import RequestContext, StageCall
 from serve.degradation import DegradationLevel, DegradedReason
@@ -31,6 +32,7 @@ from serve.selector import capped, diversify, order
 from serve.settings import PipelineSettings
 
 Hashes = npt.NDArray[np.uint64]
+Intent = npt.NDArray[np.float32]
 NOTHING_SHOWN: Hashes = np.empty(0, np.uint64)
 
 
@@ -89,7 +91,7 @@ class RecommendationPipeline:
         """
         bundle = self._bundle_of(ctx.tenant, ctx.release_id)
         user = await self._features(ctx, request)
-        query = await self._query(ctx, request, user, extra=len(shown))
+        query = await self._query(ctx, request, user, bundle, extra=len(shown))
         candidates = await self._retrieve(ctx, query, bundle)
         candidates, dropped = apply_filters(candidates, self._filters(query, bundle, shown))
         scores = await self._rank(ctx, query, candidates)
@@ -111,18 +113,9 @@ class RecommendationPipeline:
         return user
 
     async def _query(
-        self, ctx: RequestContext, request: RecommendRequest, user: UserFeatures, *, extra: int
+        self, ctx: RequestContext, request: RecommendRequest, user: UserFeatures, bundle: ReleaseBundle, *, extra: int
     ) -> RetrievalQuery:
-        intent = None
-        text = request.query
-        if text is not None:
-            intent = await run_stage(
-                ctx,
-                self._settings.query.policy("query"),
-                lambda call: self._encoder.encode(call, text),
-                lambda: None,
-                self._recorder,
-            )
+        intent = await self._intent(ctx, request, user, dimension=bundle.embeddings.shape[1])
         wanted = max(self._settings.candidates, 2 * request.k)
         if ctx.planned >= DegradationLevel.fewer_candidates:
             wanted = max(wanted // 2, request.k)
@@ -140,6 +133,23 @@ class RecommendationPipeline:
             filters={name: _attribute_filter(spec) for name, spec in request.filters.items()},
             intent=intent,
             personal=request.profiling,
+        )
+
+    async def _intent(
+        self, ctx: RequestContext, request: RecommendRequest, user: UserFeatures, *, dimension: int
+    ) -> Intent | None:
+        """Return what this request looks for, else what the user or the session searched for a while ago."""
+        text = request.query
+        if text is None:
+            age_ms = ctx.now_ms - user.intent_ms
+            return faded(user.intent, age_ms=age_ms, life_s=self._settings.intent_s, dimension=dimension)
+        # What cannot be understood is not replaced by an older search, which may have been for something else.
+        return await run_stage(
+            ctx,
+            self._settings.query.policy("query"),
+            lambda call: self._encoder.encode(call, text),
+            lambda: None,
+            self._recorder,
         )
 
     def _exclude_seen(self, request: RecommendRequest) -> bool:

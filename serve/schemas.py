@@ -297,7 +297,7 @@ class ItemAnswer(BaseModel):
 class LinkAnswer(BaseModel):
     """Body of the 200 of `POST /v1/users:link`, given when the merge is durable; asking again is harmless.
 
-    `session_known` is False for a session without stored events (never seen, expired, or linked before).
+    `session_known` is False for a session of which nothing is stored (never seen, expired, or linked before).
     `events` counts the session's recent events that the user did not have yet.
     """
 
@@ -319,7 +319,8 @@ class ProfileEventOut(BaseModel):
 class ProfileAnswer(BaseModel):
     """Body of the 200 of `POST /v1/users:profile`: `events` newest first, `seen_items` ever seen, both bounded.
 
-    `summary` is what a text ranker reads of it.
+    `summary` is what a text ranker reads of it. `search_age_ms` is the age of the search that still steers lists, null
+    where there is none; its text is not stored.
     """
 
     request_id: str
@@ -327,6 +328,7 @@ class ProfileAnswer(BaseModel):
     known: bool
     summary: str
     seen_items: int
+    search_age_ms: int | None
     events: list[ProfileEventOut]
 
 

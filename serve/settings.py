@@ -51,6 +51,9 @@ class PipelineSettings(_Section):
     """All sources and the merge."""
     rank: StageBudget = StageBudget(budget_ms=300, minimum_ms=5)
     """The cross-encoder."""
+    intent_s: float = Field(1800.0, ge=0, le=86_400)
+    """How long a posted search steers the lists of its user or session, less and less; 0 switches it off. Making it
+    longer takes a restart: the store keeps a search for what this was at the start."""
     stale_profiles: int = Field(2000, ge=0)
     """How many last-known profiles an ingress replica keeps for the time the store is away."""
 
@@ -153,4 +156,8 @@ class ServeSettings(_Section):
 
     def store_limits(self) -> StoreLimits:
         """Return what these settings say of the online store; all else there is fixed."""
-        return StoreLimits(repeat_window_s=self.repeat_window_s, events_per_owner_s=self.events_per_user_s)
+        return StoreLimits(
+            repeat_window_s=self.repeat_window_s,
+            events_per_owner_s=self.events_per_user_s,
+            intent_s=self.pipeline.intent_s,
+        )

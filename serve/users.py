@@ -39,13 +39,16 @@ class UserService:
         release = self._releases.current(tenant)
         catalog = self._releases.bundle(tenant, release).catalog
         user = await self._profiles.read(tenant, wanted.user_id, wanted.session_id)
-        query = RetrievalQuery(n=0, now_ms=time.time_ns() // 1_000_000, user=user)
+        now_ms = time.time_ns() // 1_000_000
+        query = RetrievalQuery(n=0, now_ms=now_ms, user=user)
         return {
             "request_id": request_id,
             "release": release,
             "known": user.known,
             "summary": profile_text(query, catalog),
             "seen_items": len(user.seen),
+            # That there is a search and how old it is; its vector says more than a reader could judge.
+            "search_age_ms": None if user.intent is None else max(0, now_ms - user.intent_ms),
             "events": _newest_first(user, catalog),
         }
 

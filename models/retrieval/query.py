@@ -34,7 +34,8 @@ class RetrievalQuery:
 
     `n` is how many candidates are wanted. `now_ms` is the time of the request (events after it do not exist).
     `exclude_items` are ids that must not return; seen items are excluded too when `exclude_seen`.
-    `seed_items` stand in for (or add to) history. `intent` is a unit vector of the query text or None.
+    `seed_items` stand in for (or add to) history. `intent` is a unit vector of the query text, a
+    shorter one of what was searched a while ago (`models.intent.faded`), or None.
     `only_items` restricts the answer to a given list (rank my candidates). `personal` False means the user's
     history must not be used (seed items and popularity only). `about_seeds` asks what
     resembles or follows the seed items: the weights for items apply, and usually `personal` is False.

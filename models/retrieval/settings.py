@@ -70,7 +70,7 @@ class RetrievalSettings(BaseModel):
     semantic_decay: float = Field(default=0.8, gt=0, le=1)
     """What an event counts relative to the one after it."""
     intent_weight: float = Field(default=1.5, ge=0)
-    """How much the search text counts beside the whole history (1.0) in the user's content vector."""
+    """How much the search text counts beside the whole history (1.0) in the user's content vector, while it is new."""
     neighbour_power: float = Field(default=3.0, ge=1, le=10)
     """How much more people who share several of the last items count than those who share one."""
     neighbour_window: int = Field(default=10, ge=1, le=50)

@@ -24,7 +24,8 @@ class UserState:
     """What one user took, oldest first, seed items last, as columns of equal length.
 
     `rows` int32 catalog rows (may repeat), `ages_ms` int64 before `now_ms`. `seeds` are the rows of the seed
-    items alone. `refused` are rows the user hid or disliked after taking them last. `intent` is a unit vector.
+    items alone. `refused` are rows the user hid or disliked after taking them last. `intent` is a vector of
+    length 1 at most.
     """
 
     rows: Rows

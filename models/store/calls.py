@@ -24,6 +24,8 @@ STATUSES = (EventStatus.duplicate, EventStatus.accepted, EventStatus.repeat, Eve
 """What the numbers mean that `append` answers with."""
 
 
+OWNER_KEYS = ("r:", "s:", "p:", "i:", "w:")
+"""An owner's keys, behind the tag: ring, seen set, profile, intent; and the window that only `append` uses."""
 _SOURCES = ("functions.lua", "streams.lua")
 
 
@@ -52,12 +54,13 @@ def append_call(
     """Return the call that stores events of one bucket, with the key it is routed by."""
     owners = {owner: i + 1 for i, owner in enumerate(dict.fromkeys(e.owner for e in events))}
     keys: list[str | bytes] = [tag + "ev"]
-    keys += [tag + part + owner for owner in owners for part in ("r:", "s:", "p:", "w:")]
+    keys += [tag + part + owner for owner in owners for part in OWNER_KEYS]
     keys += [(tag + "e:").encode() + codec.dedupe_digest(event) for event in events]
     args: list[Any] = [now_ms, max(1, int(limits.dedupe_s * 1000)), limits.recent_events, limits.seen_items]
     args += [limits.stream_events if to_stream else 0]
     args += [round(limits.repeat_window_s * 1000) if to_stream else 0]
     args += [limits.events_per_owner_s if to_stream and not backlog else 0]
+    args += [round(limits.intent_s * 1000)]
     session_ms = int(limits.session_s * 1000)
     args += [len(owners), *(session_ms if owner.startswith(SESSION_PREFIX) else 0 for owner in owners)]
     for event in events:
@@ -66,4 +69,5 @@ def append_call(
         args.append(codec.encode_record(event) if stored else b"")
         args.append(hash64(event.item_id or "").to_bytes(8, "little") if stored else b"")
         args.append(codec.encode_stream(event))
+        args.append(codec.encode_intent(event, now_ms=now_ms))
     return tag, fcall("rc_append", keys, args)

@@ -6,12 +6,14 @@ Called by `MemoryStore` and `RedisStore`. Knows nothing of servers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from models.events import Event, session_owner
+from models.events import Event, EventType, session_owner
 from models.features import UserFeatures
 from models.ids import is_valid_id
+from models.intent import is_packed
 from models.store.port import MAX_EVENTS_PER_CALL, STREAM_ONLY
 
 SESSION_PREFIX = session_owner("")
@@ -34,16 +36,23 @@ def check_events(events: Sequence[Event]) -> None:
             raise ValueError(f"event {position}: a {event.type.name} needs an item")
         if event.item_id is not None and not is_valid_id(event.item_id):
             raise ValueError(f"event {position}: the item id is not valid")
+        if event.intent is not None and (event.type is not EventType.search or not is_packed(event.intent)):
+            raise ValueError(f"event {position}: an intent is the vector of a search")
         if not 0 <= event.timestamp_ms < 2**53:
             raise ValueError(f"event {position}: the time must be milliseconds since 1970")
 
 
 def merge_features(user: UserFeatures, session: UserFeatures, *, limit: int) -> UserFeatures:
-    """Merge two profiles by time; at equal times the user's events come first. Keeps the last `limit` events."""
+    """Merge two profiles by time; at equal times the user's events come first. Keeps the last `limit` events.
+
+    Of two intents the newer one stays.
+    """
+    newer = session.intent is not None and (user.intent is None or session.intent_ms > user.intent_ms)
+    latest = session if newer else user
     if not session.known:
-        return user
+        return _with_intent(user, latest)
     if not user.known:
-        return session
+        return _with_intent(session, latest)
     times = np.concatenate([user.timestamps_ms, session.timestamps_ms])
     order = np.argsort(times, kind="stable")[-limit:]
     item_ids = user.item_ids + session.item_ids
@@ -54,4 +63,12 @@ def merge_features(user: UserFeatures, session: UserFeatures, *, limit: int) -> 
         timestamps_ms=times[order],
         seen=np.union1d(user.seen, session.seen),
         known=True,
+        intent=latest.intent,
+        intent_ms=latest.intent_ms,
     )
+
+
+def _with_intent(features: UserFeatures, latest: UserFeatures) -> UserFeatures:
+    if features.intent is latest.intent:
+        return features
+    return replace(features, intent=latest.intent, intent_ms=latest.intent_ms)

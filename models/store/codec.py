@@ -6,6 +6,7 @@ Called by `RedisStore` and the stream consumer. Knows nothing of servers; `funct
 * stream entry: `d` the payload, `n` where the item was new to the owner, `p` the owner's newest ring record before it
 * stream payload: a ring record's 14 bytes, then owner, event id, item id, decision id, joined by NUL
 * seen set: 8 bytes of header, then 64-bit hashes, little-endian, oldest first
+* intent: version u8, time i64 (ms, big-endian), then the vector (`models.intent`)
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import numpy.typing as npt
 from models.events import POSITIVE_TYPES, Event, EventType
 from models.features import UserFeatures
 from models.ids import is_valid_id
+from models.intent import unpack
 from models.store.checks import check_events
 from models.store.port import SCHEMA_VERSION
 from models.store.streams import Previous, StreamEntry
 
 _HEADER = struct.Struct(">BBqf")
 _COLUMNS = np.dtype([("version", "u1"), ("type", "u1"), ("time", ">i8"), ("value", ">f4")])
+_INTENT = struct.Struct(">Bq")
 _SEEN_HEADER = bytes([SCHEMA_VERSION]) + b"seen\0\0\0"
 _IS_TYPE = np.isin(np.arange(256), [int(t) for t in EventType])
 _POSITIVE = frozenset(int(t) for t in POSITIVE_TYPES)
@@ -75,16 +78,37 @@ def decode_entry(entry_id: bytes, fields: list[bytes] | None) -> StreamEntry:
     return StreamEntry(entry_id.decode(), event, new=b"n" in found, previous=previous, reason=reason, payload=payload)
 
 
+def encode_intent(event: Event, *, now_ms: int) -> bytes:
+    """Return the stored intent of a search, empty where the event brings none.
+
+    A date in the future counts as now: it would outlive searches that come after it.
+    """
+    if event.intent is None:
+        return b""
+    return _INTENT.pack(SCHEMA_VERSION, min(event.timestamp_ms, now_ms)) + event.intent
+
+
+def decode_intent(value: bytes) -> tuple[npt.NDArray[np.float32], int] | None:
+    """Return the vector and the time of a stored intent, or None where the bytes are not one of this schema."""
+    if len(value) <= _INTENT.size:
+        return None
+    version, time_ms = _INTENT.unpack_from(value)
+    vector = unpack(value[_INTENT.size :])
+    return (vector, time_ms) if version == SCHEMA_VERSION and vector is not None else None
+
+
 def dedupe_digest(event: Event) -> bytes:
     """Return 16 bytes that stand for (owner, event id): one user's ids never collide with another's."""
     return hashlib.blake2b(f"{event.owner}\0{event.event_id}".encode(), digest_size=16).digest()
 
 
-def decode_features(heads: bytes, items: bytes, seen: bytes, left_out: int = 0) -> tuple[UserFeatures, int]:
+def decode_features(
+    heads: bytes, items: bytes, seen: bytes, left_out: int = 0, intent: bytes = b""
+) -> tuple[UserFeatures, int]:
     """Return the features of one owner and how many values were skipped because they could not be read.
 
     The arguments are the reply of the `fetch` function: headers of the ring's records, oldest first, their item ids
-    joined by NUL, the seen set, and how many records the server left out.
+    joined by NUL, the seen set, how many records the server left out, and the intent (empty: none).
     """
     columns = np.frombuffer(heads, _COLUMNS)
     item_ids = tuple(items.decode("ascii", errors="replace").split("\0")) if heads else ()
@@ -96,7 +120,7 @@ def decode_features(heads: bytes, items: bytes, seen: bytes, left_out: int = 0) 
         skipped += int((~readable).sum())
         columns = columns[readable]
         item_ids = tuple(item for item, good in zip(item_ids, readable, strict=True) if good)
-    hashes = _decode_seen(seen)
+    hashes, wanted = _decode_seen(seen), decode_intent(intent)
     features = UserFeatures(
         item_ids=item_ids,
         types=columns["type"].astype(np.uint8),
@@ -104,8 +128,10 @@ def decode_features(heads: bytes, items: bytes, seen: bytes, left_out: int = 0) 
         timestamps_ms=columns["time"].astype(np.int64),
         seen=np.empty(0, np.uint64) if hashes is None else hashes,
         known=bool(heads) or left_out > 0,
+        intent=None if wanted is None else wanted[0],
+        intent_ms=0 if wanted is None else wanted[1],
     )
-    return features, skipped + (hashes is None)
+    return features, skipped + (hashes is None) + (intent != b"" and wanted is None)
 
 
 def _header(event: Event) -> bytes:

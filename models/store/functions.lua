@@ -7,8 +7,9 @@
 
 local SCHEMA = 1
 local RECORD_HEADER = 14
+local INTENT_HEADER = 9
 local SEEN_HEADER = "\1seen\0\0\0" -- its first byte is SCHEMA; no library exists while this loads
-local PER_OWNER = 4 -- keys of an owner in one call of `append`
+local PER_OWNER = 5 -- keys of an owner in one call of `append`
 local WINDOW_MS = 5000
 
 -- Time of a ring record in ms, or nil where the bytes are not a record of this schema.
@@ -91,24 +92,35 @@ local function keep_window(key, window)
   if window.old then redis.call("SET", key, text, "KEEPTTL") else redis.call("SET", key, text, "PX", WINDOW_MS) end
 end
 
--- KEYS: stream; ring, seen, profile, window of each owner; dedupe key of each event.
+-- Keep an intent, unless a newer one is there or it is too old to say anything; of equal times the later to come stays.
+-- Its key lives as long as it has something to say.
+local function want(key, intent, now, life)
+  local time, held = struct.unpack(">i8", intent, 2), redis.call("GET", key)
+  local left = math.min(time, now) + life - now
+  local sound = held and #held > INTENT_HEADER and string.byte(held, 1) == SCHEMA
+  if left < 1 or (sound and struct.unpack(">i8", held, 2) > time) then return end
+  redis.call("SET", key, intent, "PX", string.format("%.0f", left))
+end
+
+-- KEYS: stream; ring, seen, profile, intent, window of each owner; dedupe key of each event.
 -- ARGV: now ms, dedupe ms, ring limit, seen limit, stream length (0: profiles only), time in ms within which the same is a
--- repeat (0: never), new events of an owner in a second (0: any number), number of owners; life in ms of each owner (0: for
--- ever); owner number, ring record, item hash, stream payload of each event (the middle two empty: stream only).
+-- repeat (0: never), new events of an owner in a second (0: any number), life of an intent in ms, number of owners; life in
+-- ms of each owner (0: for ever); owner number, ring record, item hash, stream payload, intent of each event (record and
+-- hash empty: stream only; intent empty: none).
 -- Returns 0 (duplicate), 1 (accepted), 2 (repeat) or 3 (limited) for each event.
 -- A stream entry is `d` (the payload) and what only this step knows: `n` where the owner had not seen the item, `p` with
 -- the record that was the newest of the ring.
 local function append(keys, args)
   local now, dedupe, ring_limit, seen_limit = args[1], args[2], tonumber(args[3]), tonumber(args[4])
-  local same_ms, per_second, owners = tonumber(args[6]), tonumber(args[7]), tonumber(args[8])
+  local same_ms, per_second, owners = tonumber(args[6]), tonumber(args[7]), tonumber(args[9])
   local statuses, seen, taken, windows = {}, {}, {}, {}
-  local event, at = 0, 8 + owners + 1
+  local event, at = 0, 9 + owners + 1
   while args[at] do
     event = event + 1
     local once = keys[1 + owners * PER_OWNER + event]
     local owner, record, hash = tonumber(args[at]), args[at + 1], args[at + 2]
     local base = 1 + (owner - 1) * PER_OWNER
-    if per_second > 0 and not windows[owner] then windows[owner] = window_of(keys[base + 4], tonumber(now)) end
+    if per_second > 0 and not windows[owner] then windows[owner] = window_of(keys[base + 5], tonumber(now)) end
     local window = windows[owner]
     if redis.call("EXISTS", once) == 1 then
       -- Changes nothing, yet is a write: WAITAOF after a retry then also covers the first attempt.
@@ -134,6 +146,7 @@ local function append(keys, args)
           if new then seen[owner] = see(keys[base + 2], seen[owner], hash, seen_limit) end
           taken[owner] = (taken[owner] or 0) + 1
         end
+        if args[at + 4] ~= "" then want(keys[base + 4], args[at + 4], tonumber(now), tonumber(args[8])) end
         statuses[event] = 1
       end
       -- Last: where a step above fails, a retry is not mistaken for a duplicate.
@@ -141,13 +154,13 @@ local function append(keys, args)
       -- A repeat counts too: what is remembered of it takes room.
       if window then window.count, window.changed = window.count + 1, true end
     end
-    at = at + 4
+    at = at + 5
   end
   for owner, window in pairs(windows) do
-    if window.changed then keep_window(keys[1 + (owner - 1) * PER_OWNER + 4], window) end
+    if window.changed then keep_window(keys[1 + (owner - 1) * PER_OWNER + 5], window) end
   end
   for owner, count in pairs(taken) do
-    local base, life = 1 + (owner - 1) * PER_OWNER, args[8 + owner]
+    local base, life = 1 + (owner - 1) * PER_OWNER, args[9 + owner]
     redis.call("HSET", keys[base + 3], "v", SCHEMA, "updated_ms", now)
     redis.call("HINCRBY", keys[base + 3], "events", count)
     if life ~= "0" then
@@ -157,8 +170,9 @@ local function append(keys, args)
   return statuses
 end
 
--- KEYS: ring, seen. ARGV: seen limit. Returns the records' headers as one string, their item ids joined by NUL, the seen
--- set, and how many records were left out because they cannot be read: four replies, not 257 for a client to take apart.
+-- KEYS: ring, seen, intent. ARGV: seen limit. Returns the records' headers as one string, their item ids joined by NUL, the
+-- seen set, how many records were left out because they cannot be read, and the intent (empty: none): five replies, not 258
+-- for a client to take apart.
 local function fetch(keys, args)
   local heads, items, kept = {}, {}, 0
   local ring = redis.call("LRANGE", keys[1], 0, -1)
@@ -173,16 +187,17 @@ local function fetch(keys, args)
   local seen = redis.call("GET", keys[2]) or ""
   local limit = tonumber(args[1]) * 8
   if #seen > limit + 8 then seen = string.sub(seen, 1, 8) .. string.sub(seen, -limit) end
-  return {table.concat(heads), table.concat(items, "\0"), seen, #ring - kept}
+  return {table.concat(heads), table.concat(items, "\0"), seen, #ring - kept, redis.call("GET", keys[3]) or ""}
 end
 
--- KEYS: ring, seen, profile. ARGV: seen limit. Returns the ring's records, the seen hashes, and how many events ever
--- reached the profile: what `forget` compares.
+-- KEYS: ring, seen, profile, intent. ARGV: seen limit. Returns the ring's records, the seen hashes, and what `forget`
+-- compares: how many events ever reached the profile, and the intent (empty: none).
 local function peek(keys, args)
   local seen = redis.call("GET", keys[2]) or ""
   if string.sub(seen, 1, 8) ~= SEEN_HEADER or #seen % 8 ~= 0 then seen = SEEN_HEADER end
   local from = math.max(#SEEN_HEADER + 1, #seen - tonumber(args[1]) * 8 + 1)
-  return {redis.call("LRANGE", keys[1], 0, -1), string.sub(seen, from), redis.call("HGET", keys[3], "events") or "0"}
+  local events, intent = redis.call("HGET", keys[3], "events") or "0", redis.call("GET", keys[4]) or ""
+  return {redis.call("LRANGE", keys[1], 0, -1), string.sub(seen, from), events, intent}
 end
 
 -- Add hashes to a seen set, each as `has` and `see` would, in time that does not grow with the square of the set.
@@ -205,13 +220,13 @@ local function see_all(key, hashes, limit)
   if changed then redis.call("SET", key, SEEN_HEADER .. table.concat(order, "", first, last)) end
 end
 
--- KEYS: ring, seen, profile of an owner. ARGV: now ms, ring limit, seen limit, seen hashes; records of another ring, in
--- order. Takes both over. A record that the ring holds as often already is not taken again, so that doing this twice has
+-- KEYS: ring, seen, profile, intent of an owner. ARGV: now ms, ring limit, seen limit, seen hashes, intent (empty: none), its
+-- life in ms; records of another ring, in order. Takes all three over. A record that the ring holds as often already is not taken again, so that doing this twice has
 -- the effect of once. Equal times: what the ring held first. Returns how many records were taken.
 local function link(keys, args)
   local ring, held, missing = redis.call("LRANGE", keys[1], 0, -1), {}, {}
   for _, record in ipairs(ring) do held[record] = (held[record] or 0) + 1 end
-  for i = 5, #args do
+  for i = 7, #args do
     local record = args[i]
     if (held[record] or 0) > 0 then
       held[record] = held[record] - 1
@@ -234,15 +249,22 @@ local function link(keys, args)
     redis.call("RPUSH", keys[1], unpack(merged, math.max(1, #merged - tonumber(args[2]) + 1)))
   end
   if args[4] ~= "" then see_all(keys[2], args[4], tonumber(args[3])) end
+  if #args[5] > INTENT_HEADER and string.byte(args[5], 1) == SCHEMA then
+    want(keys[4], args[5], tonumber(args[1]), tonumber(args[6]))
+  end
   -- A write even where nothing is new: WAITAOF after a retry then also covers the first attempt.
   redis.call("HSET", keys[3], "v", SCHEMA, "updated_ms", args[1])
   redis.call("HINCRBY", keys[3], "events", #missing)
   return #missing
 end
 
--- KEYS: ring, seen, profile. ARGV: events. Removes a profile that no event reached since `peek` told that number; 1 or 0.
+-- KEYS: ring, seen, profile, intent. ARGV: events, intent. Removes a profile that nothing reached since `peek` told these
+-- two; 1 or 0.
 local function forget(keys, args)
   if (redis.call("HGET", keys[3], "events") or "0") ~= args[1] then return 0 end
+  -- One that has ended meanwhile is no reason to stay.
+  local intent = redis.call("GET", keys[4])
+  if intent and intent ~= args[2] then return 0 end
   redis.call("DEL", unpack(keys))
   return 1
 end

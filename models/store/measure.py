@@ -96,7 +96,8 @@ async def measure(url: str, *, cluster: bool = False, seconds: float = 5.0) -> d
 
 async def _plain(client: Any, tenant: str, owner: str) -> Any:
     tag = f"{{{tenant}:{bucket_of(owner)}}}"
-    return await client.pipeline(transaction=False).lrange(f"{tag}r:{owner}", 0, -1).get(f"{tag}s:{owner}").execute()
+    reads = client.pipeline(transaction=False).lrange(f"{tag}r:{owner}", 0, -1)
+    return await reads.get(f"{tag}s:{owner}").get(f"{tag}i:{owner}").execute()
 
 
 def main() -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from models.events import Event
 from models.features import ANONYMOUS, UserFeatures
 from models.ids import bucket_of, hash64
+from models.intent import unpack
 from models.store.checks import SESSION_PREFIX, check_events, check_tenant, merge_features
 from models.store.port import STREAM_ONLY, Durability, EventStatus, StoreLimits, StoreUnavailable
 from models.store.streams import StreamEntry, previous_of
@@ -37,6 +38,7 @@ class Tenant:
     once: dict[tuple[str, str], float] = field(default_factory=dict)  # (owner, event id) -> expiry, oldest first
     streams: dict[int, list[StreamEntry]] = field(default_factory=dict)
     second: int = 0
+    intents: dict[str, tuple[bytes, int]] = field(default_factory=dict)  # by owner: the vector, its time
     counts: dict[str, int] = field(default_factory=dict)  # new events by owner, in that second
     arrived: int = 0
     release: tuple[str | None, int] = (None, 0)
@@ -104,6 +106,8 @@ class MemoryStore:
             del stream[: -self._limits.stream_events]
         if event.type not in STREAM_ONLY:
             self._take(state, event)
+        if event.intent is not None:
+            self._want(state, event.owner, event.intent, min(event.timestamp_ms, self._now_ms))
         return EventStatus.accepted
 
     def _repeats(self, state: Tenant, event: Event) -> bool:
@@ -120,6 +124,7 @@ class MemoryStore:
         """Return the stream entry of an event that the profile does not hold yet."""
         state.arrived += 1
         entry_id = f"{self._now_ms}-{state.arrived}"
+        event = replace(event, intent=None)
         if event.type in STREAM_ONLY:
             return StreamEntry(entry_id, event)
         profile = self._profile(state, event.owner) or Profile()
@@ -138,6 +143,16 @@ class MemoryStore:
         if event.owner.startswith(SESSION_PREFIX):
             profile.expires_ms = self._now_ms + self._limits.session_s * 1000
 
+    def _want(self, state: Tenant, owner: str, vector: bytes, time_ms: int) -> None:
+        held = self._intent(state, owner)
+        if held is None or held[1] <= time_ms:
+            state.intents[owner] = (vector, time_ms)
+
+    def _intent(self, state: Tenant, owner: str) -> tuple[bytes, int] | None:
+        held = state.intents.get(owner)
+        alive = held is not None and held[1] + self._limits.intent_s * 1000 > self._now_ms
+        return held if alive else None
+
     def _profile(self, state: Tenant, owner: str) -> Profile | None:
         profile = state.profiles.get(owner)
         return profile if profile is not None and profile.expires_ms > self._now_ms else None
@@ -153,10 +168,14 @@ class MemoryStore:
 
     def _features(self, state: Tenant, owner: str | None) -> UserFeatures:
         profile = self._profile(state, owner) if owner else None
+        packed = self._intent(state, owner) if owner else None
+        vector, intent_ms = (None, 0) if packed is None else (unpack(packed[0]), packed[1])
         if profile is None:
-            return ANONYMOUS
+            return ANONYMOUS if vector is None else UserFeatures(intent=vector, intent_ms=intent_ms)
         ring = profile.ring
         return UserFeatures(
+            intent=vector,
+            intent_ms=intent_ms,
             item_ids=tuple(e.item_id or "" for e in ring),
             types=np.array([e.type for e in ring], np.uint8),
             values=np.array([e.value for e in ring], np.float32),

@@ -82,6 +82,8 @@ class StoreLimits:
     """The owner's newest event again (item, type, value) within this time, before or after, is a repeat; 0: never."""
     events_per_owner_s: int = MAX_EVENTS_PER_CALL
     """New events of one owner in one second; 0: any number. The default lets one full call of one owner through."""
+    intent_s: float = 30 * 60
+    """How long a search is kept as what its owner is after; 0: not at all."""
     session_s: float = 30 * 86_400
     """How long the profile of an anonymous session outlives its last event."""
 
@@ -104,7 +106,8 @@ class OnlineStore(Protocol):
         The result has one status per event, in order. With `to_stream` False only profiles change, and nothing is a
         repeat or limited: for history that the statistics of a release already count. With `backlog` no owner is
         limited: for sources that waited and come all at once. Seconds are those of `now_ms`; where several callers'
-        clocks differ, the newest second counts.
+        clocks differ, the newest second counts. Of the searches that bring an intent, an owner keeps that of the newest
+        one by time, until it is `intent_s` old; the text never comes here.
 
         Raises:
             ValueError: more than `MAX_EVENTS_PER_CALL` events, an invalid id, or an event without the item it needs.

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from models.ids import bucket_of, is_valid_id
 from models.store import codec
-from models.store.calls import fcall, tag_of
+from models.store.calls import OWNER_KEYS, fcall, tag_of
 from models.store.checks import SESSION_PREFIX, check_tenant
 from models.store.memory import MemoryStore, Profile, Tenant
 from models.store.port import OnlineStore
@@ -37,7 +37,7 @@ class ProfileStore(OnlineStore, Protocol):
     """An online store whose profiles can be merged. Errors as in `OnlineStore`."""
 
     async def link(self, tenant: str, owner: str, session_owner: str, *, now_ms: int) -> Linked:
-        """Take a session's recent events and seen items over into a user's profile; forget the session.
+        """Take a session's recent events, seen items and search intent over into a user's profile; forget the session.
 
         Durable when this returns. A retry is harmless. The event streams are not told: their consumers counted the
         session's events when they happened. A session to which events keep coming is left in place with its own
@@ -74,21 +74,22 @@ class RedisProfiles(RedisStore):
             wait_ms = await self._confirm()
             for _ in range(LINK_ATTEMPTS):
                 peek = fcall("rc_peek", session_keys, [limits.seen_items], command="FCALL_RO")
-                records, seen, events = checked((await self._call([(session_tag, peek)]))[0])
-                if not records and not seen:
+                records, seen, events, intent = checked((await self._call([(session_tag, peek)]))[0])
+                if not records and not seen and not intent:
                     break
                 known = True
-                args: list[Any] = [now_ms, limits.recent_events, limits.seen_items, seen, *records]
+                args: list[Any] = [now_ms, limits.recent_events, limits.seen_items, seen]
+                args += [intent, round(limits.intent_s * 1000), *records]
                 link = fcall("rc_link", user_keys, args)
                 taken += int(checked((await self._call([(user_tag, link)], wait_ms=wait_ms))[0]))
-                forget = fcall("rc_forget", session_keys, [events])
+                forget = fcall("rc_forget", session_keys, [events, intent])
                 if checked((await self._call([(session_tag, forget)], wait_ms=wait_ms))[0]):
                     break
         return Linked(known, taken)
 
     def _profile_keys(self, tenant: str, owner: str) -> tuple[str, list[str | bytes]]:
         tag = tag_of(tenant, bucket_of(owner, buckets=self._limits.buckets))
-        return tag, [f"{tag}{part}{owner}" for part in ("r:", "s:", "p:")]
+        return tag, [f"{tag}{part}{owner}" for part in OWNER_KEYS[:4]]
 
 
 class MemoryProfiles(MemoryStore):
@@ -101,9 +102,13 @@ class MemoryProfiles(MemoryStore):
         self._check_durable()
         self._now_ms = max(self._now_ms, now_ms)
         state = self._tenants.setdefault(tenant, Tenant())
+        intent = self._intent(state, session_owner)
+        if intent is not None:
+            self._want(state, owner, *intent)
+            del state.intents[session_owner]
         session = self._profile(state, session_owner)
         if session is None:
-            return Linked(False, 0)
+            return Linked(intent is not None, 0)
         user = self._profile(state, owner) or state.profiles.setdefault(owner, Profile())
         held = Counter(codec.encode_record(e) for e in user.ring)
         missing = []

@@ -117,7 +117,7 @@ class RedisStore:
         calls = []
         for name in owners:
             tag = tag_of(tenant, bucket_of(name, buckets=self._limits.buckets))
-            keys: list[str | bytes] = [f"{tag}r:{name}", f"{tag}s:{name}"]
+            keys: list[str | bytes] = [f"{tag}{part}{name}" for part in ("r:", "s:", "i:")]
             calls.append((tag, fcall("rc_fetch", keys, [self._limits.seen_items], command="FCALL_RO")))
         async with self._bound(timeout_s):
             await self._check_meta()

@@ -115,7 +115,7 @@ class IngressDeployment:
                 settings=settings,
                 executor=pool,
             ),
-            events=EventService(StoreEventSink(self._store), signer, self._metrics, settings),
+            events=EventService(StoreEventSink(self._store), signer, self._metrics, settings, encoder=ports.encoder),
             lists=ListService(
                 retriever=ports.retriever,
                 releases=self._releases,

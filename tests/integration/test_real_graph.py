@@ -165,6 +165,21 @@ def test_a_query_steers_the_list(deployment: Deployment) -> None:
     assert "semantic" in {s for i in answer["items"] for s in i["sources"]}
 
 
+def test_a_posted_search_steers_the_next_list_of_its_user_and_of_nobody_else(deployment: Deployment) -> None:
+    user = f"seeker-{uuid.uuid4().hex[:8]}"
+    before = deployment.recommend(user_id=user, k=20, deadline_ms=5000).json()
+    event = {"event_id": uuid.uuid4().hex, "user_id": user, "type": "search", "query": "space adventure with robots"}
+    assert deployment.events(event).json()["results"][0]["status"] == "accepted"
+    after = deployment.recommend(user_id=user, k=20, deadline_ms=5000).json()
+    assert after["degraded"] is False, after["degraded_reasons"]
+    lists = [[i["item_id"] for i in answer["items"]] for answer in (before, after)]
+    assert lists[0] != lists[1]
+    profile = httpx.post(f"{deployment.url}/v1/users:profile", json={"user_id": user}, timeout=30)
+    assert 0 <= profile.json()["search_age_ms"] < 60_000 and "robots" not in profile.text
+    other = deployment.recommend(user_id=f"{user}-not", k=20, deadline_ms=5000).json()
+    assert [i["item_id"] for i in other["items"]] == lists[0]
+
+
 def test_pages_never_repeat_an_item(deployment: Deployment) -> None:
     seen: list[str] = []
     cursor = None

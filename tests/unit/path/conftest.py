@@ -108,7 +108,7 @@ class Edge:
                 settings=self.settings,
                 executor=self.pool,
             ),
-            events=EventService(self.sink, self.signer, self.metrics, self.settings),
+            events=EventService(self.sink, self.signer, self.metrics, self.settings, encoder=self.encoder),
             lists=ListService(
                 retriever=self.similar or self.retriever,
                 releases=self.releases,

@@ -179,6 +179,7 @@ class ExplainerClient:
     """`Explainer` over a handle: one streaming call per request."""
 
     def __init__(self, handle: Any) -> None:
+        self._handle = handle
         self._method = handle.options(stream=True).explain
 
     async def explain(self, call: StageCall, task: ReasonTask) -> AsyncIterator[Reason]:
@@ -196,3 +197,7 @@ class ExplainerClient:
         finally:
             if not finished:
                 stream.cancel()
+
+    async def healthy(self) -> bool:
+        """See `Explainer.healthy`; asks one replica."""
+        return bool(await translated(_cancellable(self._handle.healthy.remote())))

@@ -110,6 +110,7 @@ class FakeExplainer:
         self._stops_after = stops_after
         self.tasks: list[ReasonTask] = []
         self.closed = 0
+        self.lives = True
         self.trouble = Trouble()
 
     async def explain(self, call: StageCall, task: ReasonTask) -> AsyncIterator[Reason]:
@@ -123,6 +124,11 @@ class FakeExplainer:
                 yield Reason(slot, text, "llm" if task.allow_llm else "cache", task.evidence[slot])
         finally:
             self.closed += 1
+
+    async def healthy(self) -> bool:
+        """See `Explainer.healthy`."""
+        await self.trouble.meet()
+        return self.lives
 
 
 class FakeQueryEncoder:
@@ -208,6 +214,7 @@ class SilentMetrics(ServeMetrics):
         self.records_dropped = 0
         self.lag_s = 0.0
         self.most_in_flight = 0
+        self.unknown: dict[str, int] = {}
 
     def stage(self, name: str, outcome: Outcome, milliseconds: float) -> None:
         """See `StageRecorder.stage`."""
@@ -244,6 +251,10 @@ class SilentMetrics(ServeMetrics):
     def in_flight(self, count: int) -> None:
         """See `ServeMetrics.in_flight`."""
         self.most_in_flight = max(self.most_in_flight, count)
+
+    def unknown_items(self, tenant: str, count: int) -> None:
+        """See `ServeMetrics.unknown_items`."""
+        self.unknown[tenant] = count
 
 
 class LocalHandle:

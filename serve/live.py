@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from models.behaviour.snapshot import LiveStatistics, SnapshotInvalid
@@ -29,6 +31,8 @@ class LiveFollower:
         self._streams, self._releases, self._tenants = streams, releases, tenants
         self._newest: dict[str, tuple[LiveStatistics, int]] = {}
         self._seen: dict[str, int] = {}
+        self._asked_at: dict[str, float] = {}
+        self._taken_at: dict[str, float] = {}
         self._applied: WeakKeyDictionary[object, int] = WeakKeyDictionary()
         self._task: asyncio.Task[None] | None = None
         self.unknown_items: dict[str, int] = {}
@@ -52,10 +56,12 @@ class LiveFollower:
 
     async def _read(self, tenant: str) -> None:
         found = await self._streams.read_statistics(tenant, newer_than=self._seen.get(tenant, 0))
+        self._asked_at[tenant] = time.monotonic()
         if found is not None:
             body, self._seen[tenant] = found
             live = await asyncio.to_thread(LiveStatistics.from_bytes, body)
             self._newest[tenant] = (live, self._seen[tenant])
+            self._taken_at[tenant] = time.monotonic()
 
     async def _map(self, tenant: str, live: LiveStatistics, version: int) -> None:
         for bundle in self._releases.bundles(tenant):
@@ -66,6 +72,20 @@ class LiveFollower:
     def _applied_to(self, bundle: ReleaseBundle) -> int:
         # By the catalog, which is this bundle's own: bundles compare by value and cannot be keys.
         return self._applied.get(bundle.catalog, 0)
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Return, by tenant, how long ago the store was asked and a newer snapshot was taken, in s (None: never).
+
+        Where nothing happens no snapshot is published and its age grows; that of the question does not.
+        """
+        return {
+            tenant: {
+                "asked_age_s": _age(self._asked_at.get(tenant)),
+                "snapshot_age_s": _age(self._taken_at.get(tenant)),
+                "unknown_items": self.unknown_items.get(tenant, 0),
+            }
+            for tenant in self._tenants
+        }
 
     async def stop(self) -> None:
         """Stop following and close the connections."""
@@ -82,3 +102,7 @@ class LiveFollower:
             except Exception as error:
                 # Trending is an addition: whatever is wrong with it, the release goes on being served.
                 log.error("live statistics could not be mapped: %s", type(error).__name__)
+
+
+def _age(since: float | None) -> float | None:
+    return None if since is None else round(time.monotonic() - since, 1)

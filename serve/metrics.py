@@ -41,6 +41,11 @@ class ServeMetrics:
             "raycommend_records_dropped_total", description="Served records lost to a full queue."
         )
         self._lag = metrics.Gauge("raycommend_loop_lag_seconds", description="How late the event loop runs timers.")
+        self._unknown = metrics.Gauge(
+            "raycommend_unknown_items",
+            description="Items with live events that the current release does not have.",
+            tag_keys=("tenant",),
+        )
         self._in_flight = metrics.Gauge("raycommend_in_flight", description="Requests an ingress replica works on.")
 
     def stage(self, name: str, outcome: Outcome, milliseconds: float) -> None:
@@ -78,6 +83,10 @@ class ServeMetrics:
     def in_flight(self, count: int) -> None:
         """Set the number of requests in flight."""
         self._in_flight.set(float(count))
+
+    def unknown_items(self, tenant: str, count: int) -> None:
+        """Set how many items with live events wait for a release that has them."""
+        self._unknown.set(float(count), tags={"tenant": tenant})
 
     @staticmethod
     def _observe(histogram: Any, seconds: float, **tags: str) -> None:

@@ -75,6 +75,10 @@ class Explainer(Protocol):
         """Yield exactly one Reason per record before `task.deadline_ms` has passed."""
         ...
 
+    async def healthy(self) -> bool:
+        """Whether the language model lives and makes progress; without it, templates answer."""
+        ...
+
 
 class QueryEncoder(Protocol):
     """Embeds the text of a search query into the space of the item embeddings."""

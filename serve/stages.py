@@ -166,3 +166,7 @@ class LocalExplainer:
             allow_llm=task.allow_llm,
         ):
             yield reason
+
+    async def healthy(self) -> bool:
+        """See `Explainer.healthy`."""
+        return await self._writer.healthy()

@@ -81,6 +81,10 @@ class ReasonWriter:
         """Generations under way or waiting in the engine."""
         return len(self._flights)
 
+    async def healthy(self) -> bool:
+        """Whether there is a generator that lives and makes progress."""
+        return self._generator is not None and await self._generator.healthy()
+
     async def write(
         self,
         tasks: Sequence[tuple[int, Evidence]],

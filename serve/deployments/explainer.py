@@ -48,6 +48,10 @@ class ExplainerDeployment:
         async for reason in self._explainer.explain(call, task):
             yield reason
 
+    async def healthy(self) -> bool:
+        """Whether the engine lives and makes progress."""
+        return await self._explainer.healthy()
+
 
 async def keep_alive(generator: Generator, *, pause_s: float = RESTART_PAUSE_S) -> None:
     """Restart an engine that died or hangs, for ever, whatever goes wrong in between."""

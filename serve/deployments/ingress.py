@@ -9,7 +9,6 @@ from fastapi import FastAPI, Request, Response
 from ray import serve as ray_serve
 from starlette.exceptions import HTTPException
 
-from models.store.port import StoreError
 from models.store.profiles import ProfileStore
 from serve.deployments.openapi import body_of, describe, item_body
 from serve.deployments.replica import (
@@ -31,6 +30,7 @@ from serve.lists import ListService
 from serve.metrics import ServeMetrics
 from serve.parameters import list_parameters
 from serve.pipeline import RecommendationPipeline
+from serve.readiness import Readiness
 from serve.recommend import RecommendService
 from serve.records import ServedRecords
 from serve.releases import ReleaseHolder
@@ -125,7 +125,9 @@ class IngressDeployment:
             ),
             items=ItemService(open_items(config), ports.encoder, self._releases),
             users=UserService(StoreProfiles(self._store), self._releases),
-            ready=self._state,
+            ready=Readiness(
+                self._store, self._releases, ports.explainer, tenants=api_keys().tenants, live=self._live
+            ).state,
             metrics=self._metrics,
         )
         self._lag = asyncio.create_task(loop_lag(self._observe_lag))
@@ -220,18 +222,12 @@ class IngressDeployment:
     async def check_health(self) -> None:
         """Healthy while this runs: a store or an engine that is away never restarts the ingress."""
 
-    async def _state(self) -> dict[str, Any]:
-        try:
-            await self._store.ping()
-            store = "ok"
-        except StoreError:
-            store = "unavailable"
-        releases = {tenant: self._releases.current(tenant) for tenant in api_keys().tenants}
-        return {"ready": store == "ok", "store": store, "releases": releases}
-
     def _observe_lag(self, seconds: float) -> None:
         self._metrics.loop_lag(seconds)
         self._metrics.in_flight(self._edge.in_flight)
+        if self._live is not None:
+            for tenant, count in self._live.unknown_items.items():
+                self._metrics.unknown_items(tenant, count)
 
 
 describe(app, [RecommendRequest, EventIn, ItemIn, ItemPatch, LinkRequest, ProfileRequest])

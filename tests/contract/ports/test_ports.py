@@ -335,6 +335,19 @@ async def test_an_explainer_may_be_left_in_the_middle(explainer, call, task) -> 
         assert (await anext(reasons)).text
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_explainer_says_whether_its_model_lives(kind: str) -> None:
+    generator = ScriptedGenerator(lambda r: template_reason(r.evidence, r.language))
+    real, fake = LocalExplainer(ReasonWriter(generator)), FakeExplainer()
+    fake.lives = False
+    one = {"in process": real, "client": ExplainerClient(LocalHandle(real)), "fake": fake}[kind]
+    assert await one.healthy() is False
+    await generator.start()
+    fake.lives = True
+    assert await one.healthy() is True
+    assert not await LocalExplainer(ReasonWriter(None)).healthy()
+
+
 # --- What goes wrong ------------------------------------------------------------------------------------------------
 
 

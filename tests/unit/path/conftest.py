@@ -24,6 +24,7 @@ from serve.items import ItemService
 from serve.lists import ListService
 from serve.live_items import ItemFollower
 from serve.pipeline import RecommendationPipeline
+from serve.readiness import Readiness
 from serve.recommend import RecommendService
 from serve.records import ServedRecords
 from serve.releases import ReleaseHolder
@@ -46,6 +47,7 @@ class Edge:
         self.explainer = FakeExplainer()
         self.retriever = FakeRetriever(self._bundle)
         self.similar: Any = None
+        self.live: Any = None
         self.ranker = FakeRanker()
         self.encoder = FakeQueryEncoder()
         self.fetcher: Any = StoreFeatureFetcher(self)
@@ -69,6 +71,9 @@ class Edge:
     async def link(self, *args: Any, **named: Any) -> Any:
         self._away()
         return await self.store.link(*args, **named)
+
+    async def ping(self) -> None:
+        self._away()
 
     def _away(self) -> None:
         if self.store_error is not None:
@@ -118,7 +123,7 @@ class Edge:
             ),
             items=ItemService(self.item_log, self.encoder, self.releases),
             users=UserService(StoreProfiles(self), self.releases),
-            ready=self._ready,
+            ready=Readiness(self, self.releases, self.explainer, tenants=self.keys.tenants, live=self.live).state,
             metrics=self.metrics,
         )
         # What the edge does not catch reaches the test as an exception.
@@ -165,9 +170,6 @@ class Edge:
             return await edge.readyz(request)
 
         return app
-
-    async def _ready(self) -> dict[str, Any]:
-        return {"ready": self.store_error is None, "store": "ok" if self.store_error is None else "unavailable"}
 
     async def recommend(self, body: Any = None, **headers: str) -> httpx.Response:
         return await self.post("/v1/recommend", {} if body is None else body, **headers)

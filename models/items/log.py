@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from models.items.change import ItemChange, Numbered
+from models.store.calls import fcall
 from models.store.checks import check_tenant
 from models.store.port import StoreError
-from models.store.redis_store import RedisStore, checked, fcall
+from models.store.redis_store import RedisStore, checked
 
 
 class ItemLogFull(StoreError):

@@ -12,6 +12,8 @@ from models.consumer.settings import ConsumerSettings
 from models.consumer.statistics import StatisticsConsumer
 from models.encoder import HashEncoder
 from models.events import Event, EventType
+from models.items.change import ItemChange
+from models.items.log import MemoryItemLog
 from models.releases import Release
 from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings
@@ -23,6 +25,7 @@ from pipelines.settings import PipelinesSettings
 from serve.fakes import FakeExplainer, SilentMetrics
 from serve.ingest import EventService
 from serve.live import LiveFollower
+from serve.live_items import ItemFollower
 from serve.readiness import Readiness
 from serve.releases import ReleaseHolder
 from serve.schemas import EventIn
@@ -38,6 +41,7 @@ class Replica:
 
     def __init__(self, tiny) -> None:
         self.streams = MemoryEventStreams()
+        self.items = MemoryItemLog()
         self.tiny = tiny
         self.holder = ReleaseHolder(
             self.streams,
@@ -45,6 +49,7 @@ class Replica:
             tenants=("main",),
             settings=RetrievalSettings(),
             warm=lambda bundle: bundle.engine,
+            items=ItemFollower(self.items, warm=lambda bundle: bundle.engine),
         )
         self.follower = LiveFollower(self.streams, self.holder, tenants=("main",))
         self.consumer = StatisticsConsumer(self.streams, tenant="main", settings=ConsumerSettings())
@@ -165,3 +170,18 @@ async def test_events_of_an_item_nobody_has_yet_are_kept_counted_and_apply_once_
     found = bundle.engine.retrieve(asked)
     assert len(found) == 40 and int(row) not in found.rows.tolist(), "its user has it, so it is not recommended again"
     assert (await ready.state())["statistics"]["main"]["unknown_items"] == 0
+
+
+async def test_events_of_an_item_that_is_put_later_apply_without_a_new_release(tiny) -> None:
+    replica = Replica(tiny)
+    await replica.release()
+    await replica.happen(*["i40"] * 300)
+    await replica.follower.refresh()
+    assert replica.follower.unknown_items == {"main": 1}
+    vector = HashEncoder(32).encode(["Film 40 drama"])[0]
+    await replica.items.append_item("main", ItemChange("put", "i40", NOW, title="Film 40 drama", vector=vector))
+    await replica.holder.catch_up()
+    await replica.follower.refresh()
+    (row,) = replica.bundle.catalog.rows(["i40"])
+    assert (replica.bundle.popularity[row], replica.bundle.trending_rank[row]) == (300, 0)
+    assert replica.follower.unknown_items == {"main": 0}

@@ -255,14 +255,24 @@ def bench(
 
 
 def _options(arguments: list[str]) -> dict[str, str]:
-    """Read a benchmark's own options: `--name value` or `--name=value`."""
+    """Read a benchmark's own options: `--name value`, `--name=value`, `--name` alone for yes, `--option name=value`.
+
+    The last form is what a result records as its command.
+    """
     options: dict[str, str] = {}
-    rest = iter(arguments)
-    for argument in rest:
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
         name, equals, value = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not name:
             raise OperatorError(f"{argument}: a benchmark's options look like --rate 50")
-        options[name.replace("-", "_")] = value if equals else next(rest, "")
+        if not equals:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        if name == "option":
+            name, equals, value = value.partition("=")
+            if not equals:
+                raise OperatorError(f"--option {name}: looks like --option rate=50")
+        options[name.replace("-", "_")] = value
     return options
 
 

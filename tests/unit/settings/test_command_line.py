@@ -1,17 +1,21 @@
 """The command line where it needs no cluster: help, sentences instead of tracebacks, exit codes, JSON."""
 
 import json
+import shlex
 import signal
 import socket
 
 import pytest
 import typer
+from pydantic import BaseModel
 from typer.testing import CliRunner, Result
 
 from cluster import cli
 from cluster.cli import app
 from cluster.config import load_settings
 from cluster.workspace import Workspace
+from loadtests.bench import registry
+from loadtests.bench.harness import BenchContext
 
 COMMANDS = ("demo", "up", "down", "status", "import", "build", "recommend", "ingest", "evaluate", "bench")
 
@@ -169,6 +173,32 @@ def test_the_benchmarks_are_listed(run) -> None:
 def test_a_benchmark_s_options_are_checked_before_it_runs(run) -> None:
     assert "--rate 50" in sentence(run("bench", "http", "rate"))
     assert "takes the folder" in sentence(run("bench", "verify"))
+
+
+class _Wish(BaseModel):
+    size: int = 1
+    rate_rps: float = 1.0
+    quick: bool = False
+
+
+def _record(context: BenchContext) -> None:
+    context.options(_Wish)
+    context.target("figure", "array_mean", context.save_array("figures", [1.0]))
+
+
+def test_a_recorded_command_is_one_that_runs_and_asks_for_the_same(run, monkeypatch) -> None:
+    monkeypatch.setitem(registry.BENCHES, "wish", registry.Bench("wish", f"{__name__}:_record", "a test"))
+    stamps = []
+    words = ["--rate-rps", "2.5", "--quick", "--size=3", "--rounds", "4"]
+    for _ in range(2):
+        result = run("bench", "wish", *words, "--json")
+        assert result.exit_code == 0, result.output
+        figure = json.loads(result.stdout)["targets"]["figure"]
+        stamps.append((figure["command"], figure["settings_hash"]))
+        words = shlex.split(figure["command"])[3:]
+    assert stamps[0] == stamps[1]
+    assert stamps[0][0].endswith("--rounds 4 --option quick=true --option rate_rps=2.5 --option size=3")
+    assert "looks like" in sentence(run("bench", "wish", "--option", "size"))
 
 
 def test_an_imported_data_set_is_found_again_by_the_name_of_its_importer(run, tmp_path) -> None:

@@ -2,7 +2,8 @@
 
 `FaissIndex` is the real one; `FlatIndex` is exact numpy, the fake and the yardstick of recall. Returned rows
 never violate `allowed`: rare masks are answered by exact search over the allowed rows, common ones by
-over-fetching, because several FAISS kinds ignore selectors silently. Called by the semantic source.
+over-fetching, because several FAISS kinds ignore selectors silently. `models.index_build` makes the indexes. Called
+by the content sources and by ALS.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ EXACT_BELOW = 0.05
 """Below this share of allowed rows an exact search over them is cheaper and surer than over-fetching."""
 GPU_MOST = 2048
 """A GPU index of FAISS answers at most this many rows."""
+GPU_KINDS = ("IndexFlat", "IndexFlatIP", "IndexIVFFlat", "IndexIVFPQ")
+"""What FAISS can move to a GPU; other kinds are searched on the CPU."""
+_BLOCK = 16_384
 
 
 class VectorIndex(Protocol):
@@ -43,12 +47,21 @@ class FlatIndex:
 
     def search(self, query: Vectors, n: int, *, allowed: Mask | None = None) -> Hits:
         """See `VectorIndex.search`."""
-        rows = np.arange(len(self._vectors)) if allowed is None else np.flatnonzero(allowed)
-        return _exact(self._vectors, rows, query, n)
+        return _exact(self._vectors, allowed, query, n)
 
 
-def _exact(vectors: Vectors, rows: npt.NDArray[Any], query: Vectors, n: int) -> Hits:
-    scores = vectors[rows] @ query
+def _exact(vectors: Vectors, allowed: Mask | None, query: Vectors, n: int) -> Hits:
+    rows = np.arange(len(vectors)) if allowed is None else np.flatnonzero(allowed)
+    parts = [np.empty(0, np.float32)]
+    # In blocks: half of a large catalog gathered at once would be gigabytes.
+    for start in range(0, len(rows), _BLOCK):
+        some = rows[start : start + _BLOCK]
+        first, last = int(some[0]), int(some[-1]) + 1
+        if last - first <= 3 * len(some):  # reading on is cheaper than copying most of it together
+            parts.append((vectors[first:last] @ query)[some - first])
+        else:
+            parts.append(vectors[some] @ query)
+    scores = np.concatenate(parts)
     best = np.argpartition(-scores, n - 1)[:n] if n < len(rows) else np.arange(len(rows))
     best = best[np.lexsort((rows[best], -scores[best]))]
     return rows[best].astype(np.int32), scores[best].astype(np.float32)
@@ -62,7 +75,7 @@ class FaissIndex:
 
         An index `on_gpu` is searched by one thread at a time and for at most `GPU_MOST` rows; more are found exactly.
         """
-        self._index = index
+        self.index = index
         self._vectors = vectors
         self._most = GPU_MOST if on_gpu else len(vectors)
         self._turn: AbstractContextManager[Any] = Lock() if on_gpu else nullcontext()
@@ -70,42 +83,31 @@ class FaissIndex:
     def search(self, query: Vectors, n: int, *, allowed: Mask | None = None) -> Hits:
         """See `VectorIndex.search`."""
         total = len(self._vectors)
-        share = 1.0 if allowed is None else float(allowed.mean()) if total else 0.0
-        if n <= 0 or not total or share == 0.0:
+        usable = total if allowed is None else int(np.count_nonzero(allowed))
+        n = min(n, usable)
+        if n <= 0:
             return np.empty(0, np.int32), np.empty(0, np.float32)
-        wanted = min(total, n if allowed is None else int(n / share * 1.5) + 16)
+        share = usable / total
+        # Half more than masking would cost on average, since it is often what is near that is forbidden.
+        wanted = min(n + total - usable, int(n / share * 1.5) + 16) if usable < total else n
         if share >= EXACT_BELOW and wanted <= self._most:
             rows, scores = self._fetch(query, wanted)
-            keep = np.ones(len(rows), bool) if allowed is None else allowed[rows]
-            if allowed is None or int(keep.sum()) >= min(n, int(allowed.sum())):
-                return rows[keep][:n], scores[keep][:n]
-        return _exact(self._vectors, np.arange(total) if allowed is None else np.flatnonzero(allowed), query, n)
+            if allowed is not None and usable < total:
+                keep = allowed[rows]
+                rows, scores = rows[keep][:n], scores[keep][:n]
+            if len(rows) == n:
+                return rows, scores
+        return _exact(self._vectors, allowed, query, n)
 
     def _fetch(self, query: Vectors, n: int) -> Hits:
         with self._turn:
-            scores, rows = self._index.search(query.reshape(1, -1), n)
-        at = np.flatnonzero(rows[0] >= 0)
-        at = at[np.lexsort((rows[0][at], -scores[0][at]))]
-        return rows[0][at].astype(np.int32), scores[0][at].astype(np.float32)
-
-
-def build_faiss(vectors: Vectors) -> Any:
-    """Build the index kind that suits the size: flat up to 20,000 rows, IVF-flat above (see facts in README).
-
-    Deterministic for the same vectors. Runs on the CPU; `to_best_device` moves it at load time.
-    """
-    import faiss
-
-    count, dimension = vectors.shape
-    if count <= 20_000:
-        index: Any = faiss.IndexFlatIP(dimension)
-    else:
-        lists = int(4 * np.sqrt(count))
-        index = faiss.index_factory(dimension, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
-        index.train(vectors[np.random.default_rng(0).permutation(count)[: lists * 64]])
-        index.nprobe = max(8, lists // 32)
-    index.add(vectors)
-    return index
+            found_scores, found = self.index.search(query.reshape(1, -1), n)
+        scores, rows = found_scores[0], found[0]
+        if rows[-1] < 0:  # FAISS fills up at the end when what it read held fewer rows
+            there = rows >= 0
+            scores, rows = scores[there], rows[there]
+        order = np.lexsort((rows, -scores))
+        return rows[order].astype(np.int32), scores[order]
 
 
 def write_faiss(index: Any, folder: Path) -> None:
@@ -136,8 +138,13 @@ def load_faiss(folder: Path, vectors: Vectors) -> FaissIndex:
 
 
 def to_best_device(index: Any, faiss: Any) -> Any:
-    """Move `index` to GPU 0 when this FAISS build and machine have one, else return it as it is."""
-    count: Callable[[], int] | None = getattr(faiss, "get_num_gpus", None)
-    if count is None or count() == 0 or not hasattr(faiss, "StandardGpuResources"):
+    """Move `index` to GPU 0 when this FAISS build and machine have one and it holds that kind, else return it as is."""
+    if gpus(faiss) == 0 or type(index).__name__ not in GPU_KINDS:
         return index
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+
+
+def gpus(faiss: Any) -> int:
+    """Return how many GPUs the library `faiss` can use here: none in a build for the CPU."""
+    count: Callable[[], int] | None = getattr(faiss, "get_num_gpus", None)
+    return count() if count is not None and hasattr(faiss, "StandardGpuResources") else 0

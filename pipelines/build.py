@@ -30,7 +30,7 @@ from models.retrieval.settings import RetrievalSettings
 from pipelines.dataset import Dataset
 from pipelines.settings import PipelinesSettings
 
-FORMATS = {"catalog": 1, "embeddings": 1, "index": 1, "behaviour": 3, "statistics": 1, "ranker": 1}
+FORMATS = {"catalog": 1, "embeddings": 1, "index": 2, "behaviour": 4, "statistics": 1, "ranker": 1}
 """Version of each kind's files; raise it when the code that writes them changes, and they are made anew."""
 
 Make = Callable[[Path], Mapping[str, Any]]
@@ -99,7 +99,12 @@ class Builder:
             lambda to: self._embed(catalog, to),
         )
         embeddings = np.load(embedding_step.path / EMBEDDINGS_FILE, mmap_mode="r", allow_pickle=False)
-        index_step = self._step("index", {"embeddings": embedding_step.ref}, lambda to: _index(embeddings, to))
+        recall = self._settings.index_recall
+        index_step = self._step(
+            "index",
+            {"embeddings": embedding_step.ref, "recall": recall},
+            lambda to: _index(embeddings, to, recall=recall),
+        )
         events = {"catalog": catalog_step.ref, "events": _digest_events(dataset)}
         behaviour_step = self._step(
             "behaviour",
@@ -242,12 +247,13 @@ def _write_catalog(dataset: Dataset, to: Path) -> Mapping[str, Any]:
     return {"items": len(dataset.items), "dataset": dataset.name, "licence": dataset.licence}
 
 
-def _index(embeddings: Any, to: Path) -> Mapping[str, Any]:
-    from models.index import build_faiss, write_faiss
+def _index(embeddings: Any, to: Path, *, recall: float) -> Mapping[str, Any]:
+    from models.index import write_faiss
+    from models.index_build import build_faiss
 
-    index = build_faiss(np.ascontiguousarray(embeddings, dtype=np.float32))
-    write_faiss(index, to)
-    return {"kind": type(index).__name__, "items": len(embeddings), "dimension": int(embeddings.shape[1])}
+    built = build_faiss(np.ascontiguousarray(embeddings, dtype=np.float32), recall=recall)
+    write_faiss(built.index, to)
+    return {**built.facts, "items": len(embeddings), "dimension": int(embeddings.shape[1])}
 
 
 def _window(dataset: Dataset) -> dict[str, Any]:

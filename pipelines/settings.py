@@ -17,6 +17,8 @@ class PipelinesSettings(BaseModel):
     """An import with more bad rows than this fails; all of them are in the rejects file either way."""
     popularity_half_life_days: float = Field(14.0, gt=0)
     """Recent popularity halves in this time."""
+    index_recall: float = Field(0.98, ge=0.5, le=1.0)
+    """Share of the 100 nearest items that an index which is not exact finds, measured on held-out queries."""
     train_ranker: bool = True
     """Whether `build` trains a ranker; without one, retrieval order is served."""
     text_validation_cases: int = Field(100, ge=10)

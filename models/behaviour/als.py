@@ -12,7 +12,8 @@ import numpy as np
 
 from models.behaviour.ease import user_item_matrix
 from models.behaviour.interactions import Interactions
-from models.index import FlatIndex, VectorIndex, build_faiss, load_faiss, write_faiss
+from models.index import FlatIndex, VectorIndex, load_faiss, write_faiss
+from models.index_build import build_faiss
 from models.opinion import DenseOpinion, LinearOpinion, Mask, Opinion, Rows, Scores
 
 _FILE = "als_factors.npy"
@@ -54,7 +55,7 @@ class AlsModel:
         np.save(folder / _FILE, self._factors, allow_pickle=False)
         np.save(folder / _TERMS, np.array([self._alpha, self._ridge]), allow_pickle=False)
         if len(self._factors) > DENSE_BELOW:
-            write_faiss(build_faiss(np.ascontiguousarray(self._factors)), folder)
+            write_faiss(build_faiss(np.ascontiguousarray(self._factors)).index, folder)
 
     @classmethod
     def load(cls, folder: Path) -> AlsModel:

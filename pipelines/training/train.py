@@ -20,7 +20,8 @@ from models.behaviour.behaviour import BehaviourSettings, fit_behaviour
 from models.behaviour.statistics import Statistics, fit_statistics
 from models.catalog import ItemCatalog
 from models.events import EventLog
-from models.index import FaissIndex, FlatIndex, VectorIndex, build_faiss
+from models.index import FaissIndex, FlatIndex, VectorIndex
+from models.index_build import build_faiss
 from models.rankers.calibration import PlattScaling, expected_calibration_error, fit_platt
 from models.rankers.compressed import CompressedModel
 from models.rankers.fusion import FEATURE_NAMES, FusionFeatures
@@ -276,4 +277,4 @@ def _too_few(train: int, validation: int, settings: TrainingSettings) -> str | N
 def _index(embeddings: Floats) -> VectorIndex:
     if len(embeddings) <= _EXACT_INDEX_UP_TO:
         return FlatIndex(embeddings)
-    return FaissIndex(build_faiss(embeddings), embeddings)
+    return FaissIndex(build_faiss(embeddings).index, embeddings)

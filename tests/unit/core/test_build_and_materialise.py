@@ -83,6 +83,7 @@ def test_a_build_makes_every_artifact_in_order_and_a_release_that_loads(bench, d
     assert bundle.popularity.sum() == 30
     meta = {s.name: s.meta for s in report.steps}
     assert meta["catalog"]["licence"] == "ours" and meta["index"]["dimension"] == 32
+    assert (meta["index"]["kind"], meta["index"]["factory"]) == ("flat", "Flat")
     times = dataset.events.timestamps_ms
     assert meta["behaviour"]["window_ms"] == [int(times[0]), int(times[-1])]
 
@@ -112,6 +113,7 @@ def test_a_setting_rebuilds_what_it_shapes(bench, dataset) -> None:
     assert made(bench.build(dataset, settings=QUICK.model_copy(update={"popularity_half_life_days": 3.0}))) == [
         "statistics"
     ]
+    assert made(bench.build(dataset, settings=QUICK.model_copy(update={"index_recall": 0.9}))) == ["index"]
 
 
 def test_artifacts_of_older_code_are_made_anew(bench, dataset, monkeypatch) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from models.catalog import Item, ItemCatalog
 from models.ids import hash64_array
-from models.index import FaissIndex, FlatIndex, build_faiss
+from models.index import FaissIndex, FlatIndex
+from models.index_build import build_faiss
 from models.items.change import ItemChange
 from models.items.live import LiveItems
 from models.items.vectors import LiveIndex, LiveVectors
@@ -174,7 +175,7 @@ def test_live_vectors_read_like_one_array() -> None:
 def test_the_live_index_finds_what_a_flat_one_over_everything_finds(share: float) -> None:
     live_vectors, whole = extended()
     release = live_vectors.release
-    index = LiveIndex(FaissIndex(build_faiss(release), release), live_vectors)
+    index = LiveIndex(FaissIndex(build_faiss(release).index, release), live_vectors)
     flat = FlatIndex(whole)
     rng = np.random.default_rng(2)
     for query in vectors(20, 3):

@@ -15,7 +15,8 @@ from models.candidates import COLUMN_OF, SCORED_SOURCES, Source
 from models.catalog import Item, ItemCatalog, write_catalog
 from models.events import EventLog, EventType
 from models.features import UserFeatures, features_from_events
-from models.index import FlatIndex, build_faiss, write_faiss
+from models.index import FlatIndex, write_faiss
+from models.index_build import build_faiss
 from models.releases import Release
 from models.retrieval.engine import RetrievalEngine
 from models.retrieval.query import AttributeFilter, RetrievalQuery
@@ -146,7 +147,7 @@ def test_the_engine_of_a_bundle_answers_like_the_fitted_one(
     items = [Item(catalog.item_id(r), catalog.title(r), "", catalog.labels(r), catalog.numbers(r)) for r in rows]
     write_catalog(items, folders["catalog"] / "catalog.arrow")
     np.save(folders["embeddings"] / "embeddings.npy", embeddings)
-    write_faiss(build_faiss(embeddings), folders["index"])
+    write_faiss(build_faiss(embeddings).index, folders["index"])
     fit_behaviour(log, catalog, BehaviourSettings(ease_ridge=5.0)).save(folders["behaviour"])
     fit_statistics(log, catalog).save(folders["statistics"])
     query = RetrievalQuery(n=30, now_ms=NOW, user=user("i3", "i4"))

@@ -44,6 +44,14 @@ def test_events_survive_the_ring(log: list[Event]) -> None:
     assert features.timestamps_ms.tolist() == [e.timestamp_ms for e in log]
 
 
+@given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 99), max_size=80))
+def test_a_seen_set_comes_back_sorted_and_without_repeats(hashes: list[int]) -> None:
+    stored = b"\x01seen\0\0\0" + b"".join(h.to_bytes(8, "little") for h in hashes)
+    features, skipped = decode_features(b"", b"", stored)
+    assert features.seen.tolist() == sorted(set(hashes)) and skipped == 0
+    assert features.seen.dtype == np.uint64
+
+
 heads = st.binary(min_size=14, max_size=14) | st.binary(min_size=12, max_size=12).map(lambda b: b"\x01\x02" + b)
 items = st.binary(min_size=1, max_size=20).filter(lambda b: 0 not in b)
 

@@ -37,6 +37,13 @@ def _table(*benches: Bench) -> dict[str, Bench]:
 
 BENCHES = _table(
     Bench("client", "loadtests.bench.client:bench", "the load client's own ceiling, beside wrk where it is installed"),
+    Bench(
+        "features", "loadtests.bench.features:bench", "one user's features beside a plain redis-py pipeline of the same"
+    ),
+    Bench("freshness", "loadtests.bench.freshness:bench", "how soon an event or a new item shows in the next answer"),
+    Bench(
+        "retrieval", "loadtests.bench.retrieval:bench", "the vector index beside bare FAISS, 10,000 to a million items"
+    ),
     Bench("quality", "loadtests.bench.quality:bench", "recommendation quality beside baselines, by the protocol"),
     Bench(
         "http", "loadtests.bench.http:bench", "a running cluster: highest rate within the objective, latency by stage"

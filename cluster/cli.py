@@ -210,7 +210,8 @@ def _tell_ingest(state: dict[str, Any]) -> None:
 def evaluate(
     dataset: Annotated[str, typer.Option(help="ml-100k, online-retail, or one you imported.")] = "ml-100k",
     seeds: Annotated[int, typer.Option(help="Tie-breaking seeds.", min=1, max=5)] = 5,
-    ablate: Annotated[bool, typer.Option(help="Source by source, and with and without the ranker.")] = False,
+    ablate: Annotated[bool, typer.Option(help="Source by source, and weights by state against one.")] = False,
+    validation: Annotated[bool, typer.Option(help="Ask for the events before the test events.")] = False,
     env: Annotated[str | None, typer.Option("--env", help="As elsewhere; by default what suits the data set.")] = None,
     set_: Set = None,
     json: Json = False,
@@ -219,9 +220,27 @@ def evaluate(
     from loadtests.bench.harness import run_bench
 
     with _operating(env or _SUITED.get(dataset, "local"), set_) as settings:
-        options = {"dataset": dataset, "seeds": seeds, "ablate": ablate}
+        options = {"dataset": dataset, "seeds": seeds, "ablate": ablate, "validation": validation}
         tree = settings.model_dump(mode="json")
         raise typer.Exit(run_bench("quality", state=settings.state, json=json, options=options, settings=tree))
+
+
+@app.command()
+def clusters(
+    top: Annotated[int, typer.Option(help="Labels and items per cluster.", min=1, max=50)] = 5,
+    env: Env = "local",
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Show the user clusters of the latest release: size, and the labels and items that set each apart."""
+    from cluster.user_clusters import clusters_table, user_clusters
+
+    with _operating(env, set_, json=json, secrets=False) as settings:
+        report = user_clusters(settings, top=top)
+        if json:
+            result(report)
+        else:
+            stdout.print(clusters_table(report))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

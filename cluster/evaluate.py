@@ -9,29 +9,32 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cluster.ablation import BY_STATE, ONE_WEIGHTING, slices, uniform, variants
 from cluster.config import Settings
 from cluster.prepare import import_dataset
 from cluster.workspace import Workspace
 from models.bundle import EMBEDDINGS_FILE, ReleaseBundle, bundle_in_memory
-from models.candidates import SCORED_SOURCES, Source
 from models.catalog import ItemCatalog
 from models.encoder import HashEncoder
 from models.events import EventLog
 from models.features import ANONYMOUS, RECENT_EVENTS, UserFeatures
 from models.rankers.port import CrossEncoder
 from models.retrieval.query import RetrievalQuery
-from models.retrieval.settings import RetrievalSettings, SourceWeights
+from models.retrieval.settings import RetrievalSettings
 from pipelines.build import Builder
+from pipelines.dataset import Dataset
 from pipelines.evaluation.baselines import BEST_BASELINE, Build, Recommend, baselines, once, shop_baselines
 from pipelines.evaluation.evaluate import Report, evaluate
-from pipelines.evaluation.protocol import Split, leave_last, split_by_time
+from pipelines.evaluation.protocol import Split, leave_last, moment_of, split_by_time, validation_log
 from serve.context import RequestContext, StageCall
 from serve.deadline import Deadline
 from serve.pipeline import RecommendationPipeline
@@ -39,6 +42,10 @@ from serve.runner import SilentRecorder
 from serve.schemas import RecommendRequest
 from serve.settings import PipelineSettings, StageBudget
 from serve.stages import EngineRetriever, ModelRanker, TextQueryEncoder
+
+if TYPE_CHECKING:
+    from models.behaviour.behaviour import Behaviour
+    from models.behaviour.statistics import Statistics
 
 DATASETS = {"ml-100k": "movielens-100k"}
 """Names of the evaluation that differ from the importer's."""
@@ -48,59 +55,106 @@ NEXT_ITEM, NEW, REPEAT, COLD = "next item", "new", "repeat", "cold"
 _PATIENCE_MS = 60_000
 _EVERYTHING = 1 << 31
 Tell = Callable[[str], None]
+Splits = Callable[[int], Split]
+"""From a tie seed to a split."""
 
 
-def evaluate_dataset(settings: Settings, name: str, *, seeds: int, ablate: bool, tell: Tell) -> Mapping[str, Report]:
-    """Return every method's figures by question, on a data set that is imported and embedded first where needed."""
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Reports by question; with ablation also by question and state of the user (`new, 1-4 events`)."""
+
+    questions: Mapping[str, Report]
+    states: Mapping[str, Report]
+
+
+def evaluate_dataset(
+    settings: Settings, name: str, *, seeds: int, ablate: bool, validation: bool = False, tell: Tell
+) -> Evaluation:
+    """Return every method's figures by question, on a data set that is imported and embedded first where needed.
+
+    With `validation` the test events are dropped, and the events before them are asked for: what decisions go by.
+    """
     workspace = Workspace(settings)
     name = DATASETS.get(name, name)
     if not workspace.dataset_folder(name).is_dir():
         import_dataset(settings, name, paths={})
     dataset = workspace.dataset(name)
+    catalog, embeddings = _embedded(settings, workspace, dataset)
+    repeats = not settings.serve.pipeline.exclude_seen
+    splits: Mapping[str, Splits]
+    if repeats:
+        splits = {question: partial(_same, split) for question, split in _baskets(dataset.events, validation).items()}
+    else:
+        splits = {NEXT_ITEM: lru_cache(partial(_leave_last, dataset.events, validation))}
+    driver = _Driver(settings, catalog, embeddings, tell)
+    try:
+        yardsticks = shop_baselines(catalog) if repeats else baselines(catalog)
+        methods = {**yardsticks, **driver.methods(ablate=ablate)}
+        if repeats:
+            # One training log serves all questions, so each method is fitted once.
+            methods = {name: once(build) for name, build in methods.items()}
+        asked = (0,) if repeats else tuple(range(seeds))
+        questions, states = {}, {}
+        for question, split in splits.items():
+            tell(question)
+            questions[question] = evaluate(split, catalog, methods, seeds=asked, progress=tell)
+        if ablate:
+            by_state = driver.weightings()
+            for label, part in _by_state(splits, settings.models.retrieval.stale_after_s):
+                states[label] = evaluate(part, catalog, by_state, seeds=asked, progress=tell)
+        return Evaluation(questions, states)
+    finally:
+        driver.close()
+
+
+def _embedded(settings: Settings, workspace: Workspace, dataset: Dataset) -> tuple[ItemCatalog, np.ndarray]:
+    """Return the catalog and the item vectors of a data set, made where they are not there."""
+    artifacts = workspace.artifacts()
     builder = Builder(
-        workspace.artifacts(),
+        artifacts,
         settings=settings.pipelines.model_copy(update={"train_ranker": False}),
         retrieval=settings.models.retrieval,
         encoder=workspace.encoder,
         encoder_uri=settings.models.encoder.uri,
     )
     release = builder.run(dataset).release
-    artifacts = workspace.artifacts()
     catalog = ItemCatalog(artifacts.get(release.artifacts["catalog"]).path)
     file = artifacts.get(release.artifacts["embeddings"]).path / EMBEDDINGS_FILE
-    driver = _Driver(settings, catalog, np.load(file, allow_pickle=False), tell)
-    try:
-        ours = driver.methods(ablate=ablate)
-        if settings.serve.pipeline.exclude_seen:
-            methods = {**baselines(catalog), **ours}
-            every = tuple(range(seeds))
-            leave = partial(_leave_last, dataset.events)
-            return {NEXT_ITEM: evaluate(leave, catalog, methods, seeds=every, progress=tell)}
-        # One split serves all questions, so each method is fitted once.
-        methods = {name: once(build) for name, build in {**shop_baselines(catalog), **ours}.items()}
-        found = {}
-        for question, split in _baskets(dataset.events).items():
-            tell(question)
-            found[question] = evaluate(partial(_same, split), catalog, methods, seeds=(0,), progress=tell)
-        return found
-    finally:
-        driver.close()
+    return catalog, np.load(file, allow_pickle=False)
 
 
-def _leave_last(events: EventLog, seed: int) -> Split:
-    return leave_last(events, tie_seed=seed)
+def _leave_last(events: EventLog, validation: bool, seed: int) -> Split:
+    return leave_last(validation_log(events, tie_seed=seed) if validation else events, tie_seed=seed)
 
 
 def _same(split: Split, seed: int) -> Split:
     return split
 
 
-def _baskets(events: EventLog) -> dict[str, Split]:
+def _baskets(events: EventLog, validation: bool) -> dict[str, Split]:
     """Return the cases of each question over the very same training log; they hold everything a user ever took."""
-    every = split_by_time(events, repeats=True, limit=_EVERYTHING)
-    new = split_by_time(events, limit=_EVERYTHING)
-    cold = split_by_time(events, repeats=True, cold=True)
+    share = 0.9
+    if validation:
+        events = events.take(events.timestamps_ms < moment_of(events, 0.9))
+        share = 0.8 / 0.9
+    every = split_by_time(events, share=share, repeats=True, limit=_EVERYTHING)
+    new = split_by_time(events, share=share, limit=_EVERYTHING)
+    cold = split_by_time(events, share=share, repeats=True, cold=True)
     return {NEW: Split(every.train, new.cases), REPEAT: every, COLD: Split(every.train, cold.cases)}
+
+
+def _by_state(splits: Mapping[str, Splits], stale_after_s: float) -> Iterator[tuple[str, Splits]]:
+    """Yield every question by the state of the user; users who are new anyway are a question of their own."""
+    for question, split in splits.items():
+        if question == COLD:
+            continue
+        for name, _ in slices(split(0), stale_after_s=stale_after_s):
+            yield f"{question}, {name}", partial(_part, split, name, stale_after_s)
+
+
+def _part(split: Splits, name: str, stale_after_s: float, seed: int) -> Split:
+    whole = split(seed)
+    return dict(slices(whole, stale_after_s=stale_after_s)).get(name, Split(whole.train, []))
 
 
 class _Driver:
@@ -111,6 +165,7 @@ class _Driver:
         self._catalog = catalog
         self._embeddings = embeddings
         self._tell = tell
+        self._fits: dict[int, tuple[EventLog, Behaviour, Statistics]] = {}
         self._loop = asyncio.new_event_loop()
         self._pool = ThreadPoolExecutor(max_workers=1)
         patient = StageBudget(budget_ms=_PATIENCE_MS)
@@ -119,17 +174,20 @@ class _Driver:
         )
 
     def methods(self, *, ablate: bool) -> dict[str, Build]:
-        """Return merged retrieval and, where one is trained, fused ranking; with `ablate` every source alone too."""
+        """Return merged retrieval and, where one is trained, fused ranking; with `ablate` variants of sources too."""
         found: dict[str, Build] = {}
         if ablate:
-            for source in SCORED_SOURCES:
-                if source is Source.similar or (source is Source.repeat and self._pipeline_settings.exclude_seen):
-                    continue  # these have nothing to say without seeds, or where touched items are left out
-                found[f"only {source.name}"] = self._build(_only(self._settings.models.retrieval, source))
+            changed = variants(self._settings.models.retrieval, repeats=not self._pipeline_settings.exclude_seen)
+            found = {name: self._build(retrieval) for name, retrieval in changed.items()}
         found[MERGED] = self._build(self._settings.models.retrieval)
         if self._settings.pipelines.train_ranker:
             found[FUSED] = self._build(self._settings.models.retrieval, ranked=True)
         return found
+
+    def weightings(self) -> dict[str, Build]:
+        """Return merged retrieval with weights by the user's state, and with one weighting for everybody."""
+        retrieval = self._settings.models.retrieval
+        return {BY_STATE: self._build(retrieval), ONE_WEIGHTING: self._build(uniform(retrieval))}
 
     def close(self) -> None:
         """Release the loop and the thread."""
@@ -138,13 +196,7 @@ class _Driver:
 
     def _build(self, retrieval: RetrievalSettings, *, ranked: bool = False) -> Build:
         def build(train: EventLog) -> Recommend:
-            from models.behaviour.behaviour import fit_behaviour
-            from models.behaviour.statistics import fit_statistics
-
-            pipelines = self._settings.pipelines
-            behaviour = fit_behaviour(train, self._catalog, pipelines.behaviour)
-            half_life = pipelines.popularity_half_life_days
-            statistics = fit_statistics(train, self._catalog, half_life_days=half_life)
+            behaviour, statistics = self._fitted(train)
             ranker = self._train(train, statistics) if ranked else None
             bundle = bundle_in_memory(
                 self._catalog, self._embeddings, behaviour, statistics, settings=retrieval, ranker=ranker
@@ -152,6 +204,20 @@ class _Driver:
             return self._recommend(bundle)
 
         return build
+
+    def _fitted(self, train: EventLog) -> tuple[Behaviour, Statistics]:
+        """Fit what every variant of the sources reads, once per training log."""
+        from models.behaviour.behaviour import fit_behaviour
+        from models.behaviour.statistics import fit_statistics
+
+        if id(train) not in self._fits:
+            of = self._settings.pipelines
+            behaviour = fit_behaviour(train, self._catalog, of.behaviour, vectors=self._embeddings)
+            statistics = fit_statistics(train, self._catalog, half_life_days=of.popularity_half_life_days)
+            # The log is kept too: an id says nothing about an object that is gone.
+            self._fits[id(train)] = (train, behaviour, statistics)
+        _, behaviour, statistics = self._fits[id(train)]
+        return behaviour, statistics
 
     def _train(self, train: EventLog, statistics: object) -> CrossEncoder:
         from models.rankers.load import load_ranker
@@ -210,9 +276,15 @@ class _GivenFeatures:
         return self.user.take(np.arange(len(self.user))[-RECENT_EVENTS:])
 
 
-def _only(settings: RetrievalSettings, source: Source) -> RetrievalSettings:
-    weights = SourceWeights(**{str(s.name): float(s == source) for s in SCORED_SOURCES})
-    return settings.model_copy(update={n: weights for n in ("weights", "short_weights", "cold_weights")})
-
-
-__all__ = ["BEST_BASELINE", "COLD", "DATASETS", "FUSED", "MERGED", "NEW", "NEXT_ITEM", "REPEAT", "evaluate_dataset"]
+__all__ = [
+    "BEST_BASELINE",
+    "COLD",
+    "DATASETS",
+    "FUSED",
+    "MERGED",
+    "NEW",
+    "NEXT_ITEM",
+    "REPEAT",
+    "Evaluation",
+    "evaluate_dataset",
+]

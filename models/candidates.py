@@ -27,6 +27,7 @@ class Source(IntFlag):
     popular = 128
     given = 256
     neighbours = 512
+    cluster = 1024
 
 
 SCORED_SOURCES: tuple[Source, ...] = (
@@ -39,6 +40,7 @@ SCORED_SOURCES: tuple[Source, ...] = (
     Source.similar,
     Source.popular,
     Source.neighbours,
+    Source.cluster,
 )
 """Order of the columns of `Candidates.source_scores`."""
 

@@ -30,7 +30,7 @@ from models.retrieval.settings import RetrievalSettings
 from pipelines.dataset import Dataset
 from pipelines.settings import PipelinesSettings
 
-FORMATS = {"catalog": 1, "embeddings": 1, "index": 2, "behaviour": 4, "statistics": 1, "ranker": 1}
+FORMATS = {"catalog": 1, "embeddings": 1, "index": 2, "behaviour": 5, "statistics": 1, "ranker": 1}
 """Version of each kind's files; raise it when the code that writes them changes, and they are made anew."""
 
 Make = Callable[[Path], Mapping[str, Any]]
@@ -108,8 +108,9 @@ class Builder:
         events = {"catalog": catalog_step.ref, "events": _digest_events(dataset)}
         behaviour_step = self._step(
             "behaviour",
-            {**events, **self._settings.behaviour.model_dump()},
-            lambda to: self._behave(dataset, catalog, to),
+            # User clusters are made of content vectors.
+            {**events, "embeddings": embedding_step.ref, **self._settings.behaviour.model_dump()},
+            lambda to: self._behave(dataset, catalog, np.asarray(embeddings), to),
         )
         statistics_step = self._step(
             "statistics",
@@ -171,11 +172,14 @@ class Builder:
         np.save(to / EMBEDDINGS_FILE, vectors, allow_pickle=False)
         return {"items": len(catalog), "dimension": encoder.dimension}
 
-    def _behave(self, dataset: Dataset, catalog: ItemCatalog, to: Path) -> Mapping[str, Any]:
+    def _behave(
+        self, dataset: Dataset, catalog: ItemCatalog, embeddings: npt.NDArray[np.float32], to: Path
+    ) -> Mapping[str, Any]:
         from models.behaviour.behaviour import fit_behaviour
 
-        fit_behaviour(dataset.events, catalog, self._settings.behaviour).save(to)
-        return {"events": len(dataset.events), **_window(dataset)}
+        fitted = fit_behaviour(dataset.events, catalog, self._settings.behaviour, vectors=embeddings)
+        fitted.save(to)
+        return {"events": len(dataset.events), "user_clusters": len(fitted.clusters), **_window(dataset)}
 
     def _count(self, dataset: Dataset, catalog: ItemCatalog, to: Path) -> Mapping[str, Any]:
         from models.behaviour.statistics import fit_statistics

@@ -54,7 +54,7 @@ def take_text_ranker(
 
     def method(ranker_of: Callable[[Any], CrossEncoder]) -> Build:
         def build(train: EventLog) -> Recommend:
-            fitted = fit_behaviour(train, catalog, behaviour)
+            fitted = fit_behaviour(train, catalog, behaviour, vectors=embeddings)
             statistics = fit_statistics(train, catalog, half_life_days=half_life_days)
             bundle = bundle_in_memory(catalog, embeddings, fitted, statistics, settings=retrieval)
             ranker = ranker_of(statistics)

@@ -6,11 +6,14 @@ Raw samples are each method's NDCG per user, so that `bench verify` recomputes m
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.ablation import BY_STATE, ONE_WEIGHTING
 from cluster.config import Settings
 from cluster.evaluate import BEST_BASELINE, COLD, FUSED, MERGED, NEW, NEXT_ITEM, REPEAT, evaluate_dataset
 from loadtests import stats
@@ -32,7 +35,9 @@ class Options(BaseModel):
     seeds: int = Field(5, ge=1, le=5)
     """Seeds of the tie-breaking shuffle; figures are means over them."""
     ablate: bool = False
-    """Also every retrieval source alone."""
+    """Also every retrieval source alone, the merged list without each, and weights by the user's state against one."""
+    validation: bool = False
+    """Drop the test events and ask for those before them: what weights are decided by. States no aims."""
 
 
 @measure
@@ -48,13 +53,56 @@ def bench(context: BenchContext) -> None:
     """Evaluate and state the targets."""
     options = context.options(Options)
     settings = Settings.model_validate(dict(context.settings))
-    reports = evaluate_dataset(settings, options.dataset, seeds=options.seeds, ablate=options.ablate, tell=context.tell)
-    for question, report in reports.items():
+    found = evaluate_dataset(
+        settings,
+        options.dataset,
+        seeds=options.seeds,
+        ablate=options.ablate,
+        validation=options.validation,
+        tell=context.tell,
+    )
+    for question, report in [*found.questions.items(), *found.states.items()]:
         _show(context, question, report)
-    if NEXT_ITEM in reports:
-        _next_item(context, reports[NEXT_ITEM])
+    if options.validation:
+        _validated(context, found.questions)
+    elif NEXT_ITEM in found.questions:
+        _next_item(context, found.questions[NEXT_ITEM])
     else:
-        _baskets(context, reports)
+        _baskets(context, found.questions)
+    if options.ablate:
+        context.facts["ablation"] = {question: _sources(report) for question, report in found.questions.items()}
+        context.facts["by_state"] = {state: _state(context, state, report) for state, report in found.states.items()}
+
+
+def _validated(context: BenchContext, reports: Mapping[str, Report]) -> None:
+    """Figures without aims: nothing is claimed from events that weights were tuned on."""
+    for question, report in reports.items():
+        file = context.save_array(_label(f"{question} {MERGED}"), report.per_user(MERGED))
+        context.target(f"validation_{_name(question)}_ndcg10", "array_mean", file)
+
+
+def _sources(report: Report) -> dict[str, Any]:
+    """Return, by variant, NDCG@10 with its interval, coverage, and the merged list's paired advantage over it."""
+    names = [n for n in report.methods if n.startswith(("only ", "without ")) or n in (MERGED, FUSED)]
+    return {name: _figures(report, name) | {"merged_minus_this": _bounds(report, MERGED, name)} for name in names}
+
+
+def _state(context: BenchContext, state: str, report: Report) -> dict[str, Any]:
+    """State what weights by state bring over one weighting among these users; a target without an aim."""
+    file = context.save_array(_label(f"by state {state}"), report.per_user(BY_STATE) - report.per_user(ONE_WEIGHTING))
+    context.target(f"by_state_{_name(state)}", "advantage", file)
+    gain = _bounds(report, BY_STATE, ONE_WEIGHTING)
+    context.tell(f"{state}: weights by state bring {gain[0]:+.4f} [{gain[1]:+.4f}, {gain[2]:+.4f}] over one weighting")
+    return {name: _figures(report, name) for name in report.methods} | {"users": report.users, "gain": gain}
+
+
+def _figures(report: Report, name: str) -> dict[str, Any]:
+    method = report.methods[name]
+    return {"ndcg": list(asdict(method.metrics["ndcg"]).values()), "coverage": method.coverage}
+
+
+def _bounds(report: Report, ours: str, theirs: str) -> list[float]:
+    return list(asdict(report.advantage(ours, theirs)).values())
 
 
 def _next_item(context: BenchContext, report: Report) -> None:
@@ -101,4 +149,8 @@ def _show(context: BenchContext, question: str, report: Report) -> None:
 
 
 def _label(name: str) -> str:
-    return "ndcg-" + "".join(c if c.isalnum() else "-" for c in name).lower()
+    return "ndcg-" + _name(name).replace("_", "-")
+
+
+def _name(text: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in text).lower()

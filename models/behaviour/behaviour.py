@@ -1,6 +1,7 @@
-"""The behaviour artifact: transitions, sequences, association rules and a collaborative model, of one event log.
+"""The behaviour artifact: transitions, sequences, association rules, a collaborative model and user clusters.
 
-Called by pipelines (fit, save) and by retrieval (load). Knows nothing of users at request time.
+Fitted from one event log. Called by pipelines (fit, save) and by retrieval (load). Knows nothing of users at request
+time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.behaviour.als import AlsModel, fit_als
+from models.behaviour.clusters import UserClusters, fit_clusters
 from models.behaviour.collaborative import CollaborativeModel
 from models.behaviour.ease import EaseModel, fit_ease
 from models.behaviour.interactions import Interactions, interactions_of
@@ -22,6 +24,7 @@ from models.behaviour.sequences import Sequences, index_sequences
 from models.behaviour.transitions import Transitions, fit_transitions
 from models.catalog import ItemCatalog
 from models.events import EventLog
+from models.opinion import Scores
 
 _META = "behaviour.json"
 _MODELS: dict[str, type[EaseModel] | type[AlsModel]] = {EaseModel.kind: EaseModel, AlsModel.kind: AlsModel}
@@ -68,6 +71,10 @@ class BehaviourSettings(BaseModel):
     """Baskets that must hold both items of an association rule."""
     rules_per_item: int = Field(default=20, ge=0, le=1000)
     """The most association rules an item keeps."""
+    user_clusters: int = Field(default=16, ge=0, le=1024)
+    """Groups of users by what they take; 0 makes none."""
+    users_per_cluster: int = Field(default=20, ge=1)
+    """There are fewer groups where they would hold less than this many users on average."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,7 @@ class Behaviour:
     collaborative: CollaborativeModel
     sequences: Sequences
     rules: Rules
+    clusters: UserClusters
 
     def link(self, row_a: int, row_b: int) -> float:
         """Return how strongly `row_b` followed `row_a` in the log, 0.0 where it never did or an item is newer."""
@@ -91,6 +99,7 @@ class Behaviour:
         self.collaborative.save(folder)
         self.sequences.save(folder)
         self.rules.save(folder)
+        self.clusters.save(folder)
         (folder / _META).write_text(json.dumps({"collaborative": self.collaborative.kind}))
 
     @classmethod
@@ -101,11 +110,17 @@ class Behaviour:
             raise ValueError(f"{_META}: unknown collaborative model {kind!r}; rebuild the behaviour artifact")
         transitions = Transitions.load(folder)
         rules = Rules.load(folder, items=len(transitions))
-        return cls(transitions, _MODELS[kind].load(folder), Sequences.load(folder), rules)
+        model, sequences = _MODELS[kind].load(folder), Sequences.load(folder)
+        return cls(transitions, model, sequences, rules, UserClusters.load(folder))
 
 
-def fit_behaviour(log: EventLog, catalog: ItemCatalog, settings: BehaviourSettings | None = None) -> Behaviour:
-    """Fit everything, with the collaborative model that suits the catalog's size. Pure; deterministic."""
+def fit_behaviour(
+    log: EventLog, catalog: ItemCatalog, settings: BehaviourSettings | None = None, *, vectors: Scores | None = None
+) -> Behaviour:
+    """Fit everything, with the collaborative model that suits the catalog's size. Pure; deterministic.
+
+    `vectors` float32[items, dim] are the items' content of unit length; without them there are no user clusters.
+    """
     settings = settings or BehaviourSettings()
     rules = fit_rules(
         log,
@@ -114,11 +129,16 @@ def fit_behaviour(log: EventLog, catalog: ItemCatalog, settings: BehaviourSettin
         minimum_support=settings.rule_support,
         per_item=settings.rules_per_item,
     )
-    return replace(behaviour_of(interactions_of(log, catalog), settings), rules=rules)
+    interactions = interactions_of(log, catalog)
+    found = replace(behaviour_of(interactions, settings), rules=rules)
+    if vectors is None:
+        return found
+    wanted, users = settings.user_clusters, settings.users_per_cluster
+    return replace(found, clusters=fit_clusters(interactions, vectors, clusters=wanted, minimum_users=users))
 
 
 def behaviour_of(interactions: Interactions, settings: BehaviourSettings) -> Behaviour:
-    """What retrieval reads of it, from columns already mapped to rows; without association rules."""
+    """What retrieval reads of it, from columns already mapped to rows; without association rules and user clusters."""
     transitions = fit_transitions(
         interactions,
         steps=settings.transition_steps,
@@ -127,7 +147,8 @@ def behaviour_of(interactions: Interactions, settings: BehaviourSettings) -> Beh
         backward=settings.transition_backward,
     )
     rules = Rules.none(interactions.n_items)
-    return Behaviour(transitions, _collaborative(interactions, settings), index_sequences(interactions), rules)
+    model, sequences = _collaborative(interactions, settings), index_sequences(interactions)
+    return Behaviour(transitions, model, sequences, rules, UserClusters.none())
 
 
 def _collaborative(interactions: Interactions, settings: BehaviourSettings) -> CollaborativeModel:

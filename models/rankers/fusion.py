@@ -24,10 +24,12 @@ from models.retrieval.query import RetrievalQuery
 Floats = npt.NDArray[np.float32]
 
 RANKED_SOURCES = (Source.semantic, Source.collaborative, Source.sequential, Source.neighbours)
+_SOURCES = tuple(s for s in SCORED_SOURCES if s is not Source.cluster)
+"""The sources that are features: a prior for users with next to no history tells rankers nothing about the others."""
 FEATURE_NAMES: tuple[str, ...] = (
     "merged_z",
     "merged_rank",
-    *(f"{s.name}_z" for s in SCORED_SOURCES),
+    *(f"{s.name}_z" for s in _SOURCES),
     *(f"{s.name}_rank" for s in RANKED_SOURCES),
     "sources_found",
     "text_max",
@@ -48,7 +50,8 @@ FEATURE_NAMES: tuple[str, ...] = (
 """Names of the columns, in order; a stored ranker names the ones it was trained on."""
 
 _CLIP = 8.0
-_SOURCE_BITS = np.array([int(s) for s in SCORED_SOURCES], np.uint16)
+_SOURCE_BITS = np.array([int(s) for s in _SOURCES], np.uint16)
+_COLUMNS = [COLUMN_OF[s] for s in _SOURCES]
 _DECAY = 0.9
 _DAY_MS = 86_400_000.0
 
@@ -127,11 +130,11 @@ class FusionFeatures:
 
 
 def _retrieval_columns(candidates: Candidates) -> list[Floats]:
-    joined = np.concatenate([candidates.scores[:, None], candidates.source_scores], axis=1)
+    joined = np.concatenate([candidates.scores[:, None], candidates.source_scores[:, _COLUMNS]], axis=1)
     scores = np.nan_to_num(joined, nan=0.0, posinf=0.0, neginf=0.0)
     found = ((candidates.sources[:, None] & _SOURCE_BITS) != 0).sum(axis=1) / 4.0
     merged, *sources = standardised(scores).T
-    ranks = [_rank(scores[:, 1 + COLUMN_OF[s]]) for s in RANKED_SOURCES]
+    ranks = [_rank(scores[:, 1 + _SOURCES.index(s)]) for s in RANKED_SOURCES]
     return [merged, _rank(scores[:, 0]), *sources, *ranks, found]
 
 

@@ -23,6 +23,7 @@ from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings, SourceWeights
 from models.retrieval.sources import (
     DENSE_BELOW,
+    ClusterSource,
     CollaborativeSource,
     CountSource,
     FreshSource,
@@ -83,6 +84,7 @@ class RetrievalEngine:
             RepeatSource(statistics, self.settings),
             FreshSource(semantic.vector, self._space, statistics, self.settings),
             SimilarSource(self._space),
+            ClusterSource(semantic.vector, behaviour, self.settings),
         ]
         self._sources = {s.source: s for s in (*sources, *self._counting(statistics))}
 
@@ -110,7 +112,7 @@ class RetrievalEngine:
         allowed = self._allowed(query, state)
         if not allowed.any():
             return Candidates.empty()
-        weights = self._weights(query, state)
+        weights = weights_for(self.settings, query, state)
         # Every source is asked, since their scores are the ranker's features; those of weight 0 propose nothing. What
         # is asked about items is not ranked.
         asked = [s for s in self._sources if not query.about_seeds or weights.of(s) > 0 or s is Source.popular]
@@ -164,15 +166,6 @@ class RetrievalEngine:
             return None  # it could only name items that may not be returned
         return self._sources[source].opinion(state)
 
-    def _weights(self, query: RetrievalQuery, state: UserState) -> SourceWeights:
-        if query.about_seeds:
-            return self.settings.item_weights
-        if not len(state):
-            return self.settings.cold_weights if state.intent is None else self.settings.search_weights
-        if len(state) < self.settings.short_history:
-            return self.settings.short_weights
-        return self.settings.weights
-
     def _allowed(self, query: RetrievalQuery, state: UserState) -> Mask:
         mask = self._masks.all_of(query.filters)
         if self._withheld is not None:
@@ -187,6 +180,22 @@ class RetrievalEngine:
         if query.exclude_seen and query.personal:
             mask[_known(self.catalog.rows_of_hashes(query.user.seen))] = False
         return mask
+
+
+def weights_for(settings: RetrievalSettings, query: RetrievalQuery, state: UserState) -> SourceWeights:
+    """Return the weights by the question, how much is known of the user and how fresh it is."""
+    if query.about_seeds:
+        return settings.item_weights
+    if not len(state):
+        return settings.cold_weights if state.intent is None else settings.search_weights
+    if len(state) < settings.short_history:
+        return settings.short_weights
+    stale = int(state.ages_ms.min()) > settings.stale_after_s * 1000
+    if stale and settings.stale_weights is not None:
+        return settings.stale_weights
+    if query.exclude_seen and settings.unseen_weights is not None:
+        return settings.unseen_weights
+    return settings.weights
 
 
 def _known(rows: Rows) -> Rows:

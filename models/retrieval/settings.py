@@ -34,6 +34,8 @@ class SourceWeights(BaseModel):
     """Content close to the seed items of the request."""
     popular: Weight = 0.0
     """Popular over all time; always asked to fill a list that the others leave short."""
+    cluster: Weight = 0.0
+    """What the group of users nearest in content takes; only while there are fewer events than `short_history`."""
 
     def of(self, source: Source) -> float:
         """Return the weight of `source`."""
@@ -46,7 +48,12 @@ class RetrievalSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     weights: SourceWeights = SourceWeights()
-    """For users with at least `short_history` events."""
+    """For users with at least `short_history` events, where neither of the next two applies."""
+    unseen_weights: SourceWeights | None = None
+    """For the same users where the answer leaves out what they have; null takes `weights`. A shop needs its own: what
+    somebody buys again says little about what they try."""
+    stale_weights: SourceWeights | None = None
+    """For the same users when their newest event is older than `stale_after_s`; null takes `weights`."""
     short_weights: SourceWeights = SourceWeights(
         semantic=0.5, collaborative=0.15, sequential=1.0, trending=0.05, fresh=0.25
     )
@@ -61,6 +68,8 @@ class RetrievalSettings(BaseModel):
     """For what is similar to an item: its content, and what people took after it."""
     short_history: int = Field(default=5, ge=1)
     """Number of known events from which `weights` apply."""
+    stale_after_s: float = Field(default=86_400.0, gt=0)
+    """Age of the newest event from which `stale_weights` apply: the session is over, its last steps say less."""
     sequential_events: int = Field(default=10, ge=1, le=256)
     """How many last events the sequential and neighbours sources look at."""
     sequential_decay: float = Field(default=0.8, gt=0, le=1)

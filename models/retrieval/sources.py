@@ -208,6 +208,29 @@ class FreshSource:
         return SparseOpinion(self._rows, scores, len(self._space.vectors))
 
 
+class ClusterSource:
+    """What the group of users nearest in content takes: a prior for who has next to no history."""
+
+    source = Source.cluster
+
+    def __init__(
+        self, semantic: Callable[[UserState], Scores | None], behaviour: Behaviour, settings: RetrievalSettings
+    ) -> None:
+        """`semantic` gives the user's vector, as the semantic source sees them."""
+        self._vector, self._clusters = semantic, behaviour.clusters
+        self._items, self._short = len(behaviour.transitions), settings.short_history
+
+    def opinion(self, state: UserState) -> Opinion | None:
+        """See `RetrievalSource.opinion`."""
+        if not len(self._clusters) or len(state) >= self._short:
+            return None
+        vector = self._vector(state)
+        if vector is None:
+            return None
+        rows, shares = self._clusters.items(self._clusters.nearest(vector))
+        return SparseOpinion(rows, shares, self._items)
+
+
 class CountSource:
     """The same for everybody: popular over all time, or of late."""
 

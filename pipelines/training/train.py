@@ -155,7 +155,7 @@ def _lists(
     """Build training and validation lists with sources that know only `split.fit`."""
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    behaviour = fit_behaviour(split.fit, catalog, sources.behaviour)
+    behaviour = fit_behaviour(split.fit, catalog, sources.behaviour, vectors=embeddings)
     engine = RetrievalEngine(catalog, embeddings, _index(embeddings), behaviour, statistics, sources.retrieval)
     fusion = FusionFeatures(catalog, embeddings, statistics)
     built = []

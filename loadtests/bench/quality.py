@@ -70,7 +70,8 @@ def bench(context: BenchContext) -> None:
     else:
         _baskets(context, found.questions)
     if options.ablate:
-        context.facts["ablation"] = {question: _sources(report) for question, report in found.questions.items()}
+        asked = {question: report for question, report in found.questions.items() if report.users}
+        context.facts["ablation"] = {question: _sources(report) for question, report in asked.items()}
         context.facts["by_state"] = {state: _state(context, state, report) for state, report in found.states.items()}
 
 

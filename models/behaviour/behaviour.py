@@ -26,7 +26,7 @@ from models.catalog import ItemCatalog
 from models.events import EventLog
 from models.opinion import Scores
 
-_META = "behaviour.json"
+_META, _DISCOVERY = "behaviour.json", "discovery"
 _MODELS: dict[str, type[EaseModel] | type[AlsModel]] = {EaseModel.kind: EaseModel, AlsModel.kind: AlsModel}
 
 
@@ -57,6 +57,12 @@ class BehaviourSettings(BaseModel):
     """Age after which a basket counts half in the next-basket regression; null counts all alike."""
     basket_history_half_life_days: float | None = Field(default=250.0, gt=0)
     """Age after which an event in the history before a basket counts half; null counts all alike."""
+    discoveries: bool = False
+    """Fit a second next-basket regression on what was new to the user, for answers that leave out what they have."""
+    discovery_ridge: float = Field(default=2.0, gt=0)
+    """The same regularisation for that one."""
+    discovery_half_life_days: float | None = Field(default=20.0, gt=0)
+    """Age after which a basket counts half in that one; null counts all alike."""
     als_dimension: int = Field(default=64, ge=1, le=1024)
     """Length of the ALS item factors."""
     als_rounds: int = Field(default=15, ge=1, le=200)
@@ -86,6 +92,8 @@ class Behaviour:
     sequences: Sequences
     rules: Rules
     clusters: UserClusters
+    discovery: CollaborativeModel
+    """What is taken for the first time; the same object as `collaborative` where it was not fitted apart."""
 
     def link(self, row_a: int, row_b: int) -> float:
         """Return how strongly `row_b` followed `row_a` in the log, 0.0 where it never did or an item is newer."""
@@ -100,18 +108,28 @@ class Behaviour:
         self.sequences.save(folder)
         self.rules.save(folder)
         self.clusters.save(folder)
-        (folder / _META).write_text(json.dumps({"collaborative": self.collaborative.kind}))
+        meta = {"collaborative": self.collaborative.kind}
+        if self.discovery is not self.collaborative:
+            meta["discovery"] = self.discovery.kind
+            (folder / _DISCOVERY).mkdir()
+            self.discovery.save(folder / _DISCOVERY)
+        (folder / _META).write_text(json.dumps(meta))
 
     @classmethod
     def load(cls, folder: Path) -> Behaviour:
         """Map the artifact in `folder`. Raises ValueError on a kind this version does not know."""
-        kind = json.loads((folder / _META).read_text())["collaborative"]
-        if kind not in _MODELS:
-            raise ValueError(f"{_META}: unknown collaborative model {kind!r}; rebuild the behaviour artifact")
+        meta = json.loads((folder / _META).read_text())
+        model = _load_model(folder, meta["collaborative"])
+        discovery = _load_model(folder / _DISCOVERY, meta["discovery"]) if "discovery" in meta else model
         transitions = Transitions.load(folder)
         rules = Rules.load(folder, items=len(transitions))
-        model, sequences = _MODELS[kind].load(folder), Sequences.load(folder)
-        return cls(transitions, model, sequences, rules, UserClusters.load(folder))
+        return cls(transitions, model, Sequences.load(folder), rules, UserClusters.load(folder), discovery)
+
+
+def _load_model(folder: Path, kind: str) -> CollaborativeModel:
+    if kind not in _MODELS:
+        raise ValueError(f"{_META}: unknown collaborative model {kind!r}; rebuild the behaviour artifact")
+    return _MODELS[kind].load(folder)
 
 
 def fit_behaviour(
@@ -146,9 +164,27 @@ def behaviour_of(interactions: Interactions, settings: BehaviourSettings) -> Beh
         distance_power=settings.transition_distance_power,
         backward=settings.transition_backward,
     )
-    rules = Rules.none(interactions.n_items)
-    model, sequences = _collaborative(interactions, settings), index_sequences(interactions)
-    return Behaviour(transitions, model, sequences, rules, UserClusters.none())
+    model = _collaborative(interactions, settings)
+    return Behaviour(
+        transitions,
+        model,
+        index_sequences(interactions),
+        Rules.none(interactions.n_items),
+        UserClusters.none(),
+        _discovery(interactions, settings) or model,
+    )
+
+
+def _discovery(interactions: Interactions, settings: BehaviourSettings) -> CollaborativeModel | None:
+    if not settings.discoveries or interactions.n_items > settings.ease_up_to_items:
+        return None
+    return fit_next_basket(
+        interactions,
+        ridge=settings.discovery_ridge,
+        half_life_days=settings.discovery_half_life_days,
+        history_half_life_days=settings.basket_history_half_life_days,
+        discoveries=True,
+    )
 
 
 def _collaborative(interactions: Interactions, settings: BehaviourSettings) -> CollaborativeModel:

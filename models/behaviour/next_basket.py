@@ -2,7 +2,9 @@
 
 EASE asks which items are taken by the same people. A shop asks what comes next, now: every basket of the log is a
 row, with the history before it on the left and the basket itself on the right; late baskets count more. Taking an
-item again is an answer like any other. Weights are used like EASE's. Called by `behaviour.fit_behaviour`.
+item again is an answer like any other, or, for discoveries, no answer at all: what people buy again is so much surer
+than what they try that a regression on both hardly learns the second. Weights are used like EASE's. Called by
+`behaviour.fit_behaviour`.
 """
 
 from __future__ import annotations
@@ -25,19 +27,23 @@ def fit_next_basket(
     ridge: float = 2.0,
     half_life_days: float | None = 15.0,
     history_half_life_days: float | None = 250.0,
+    discoveries: bool = False,
 ) -> EaseModel:
     """Solve the regression; the weight matrix is dense float32[items, items].
 
     A basket is what one user took at one time stamp. It counts half after `half_life_days` before the log's end; an
     event in the history before it counts half after `history_half_life_days`. Users with one basket teach nothing.
+    With `discoveries` only what was not in that history counts as taken.
     """
     from scipy.linalg import cho_factor, cho_solve
 
     before, taken, ages_days = _rows(interactions, history_half_life_days)
     if not before.shape[0]:
         return EaseModel(np.zeros((interactions.n_items, interactions.n_items), np.float32))
+    if discoveries:
+        taken = _not_in(before, taken)
     # A large basket or a long history is one observation, not as many as it has items.
-    weight = 1.0 / np.sqrt(np.diff(taken.indptr))
+    weight = 1.0 / np.sqrt(np.maximum(1, np.diff(taken.indptr)))
     if half_life_days is not None:
         weight *= np.exp2(-ages_days / half_life_days)
     sizes = np.asarray(before.sum(axis=1)).ravel()
@@ -76,6 +82,15 @@ def _rows(interactions: Interactions, half_life_days: float | None) -> tuple[Any
     before = csr_array(_columns(items, values), shape=shape)
     basket = csr_array(_columns(taken, [np.ones(len(t)) for t in taken]), shape=shape)
     return before, basket, (times.max() - times[starts]) / _DAY_MS if len(times) else np.empty(0)
+
+
+def _not_in(before: Any, taken: Any) -> Any:
+    """Return the baskets without what the history of the same row holds."""
+    had = before.copy()
+    had.data[:] = 1.0
+    rest = (taken - taken.multiply(had)).tocsr()
+    rest.eliminate_zeros()
+    return rest
 
 
 def _columns(items: list[Any], values: list[Any]) -> tuple[Any, Any, Any]:

@@ -102,7 +102,7 @@ class CollaborativeSource:
     source = Source.collaborative
 
     def __init__(self, behaviour: Behaviour, settings: RetrievalSettings) -> None:
-        self._model, self._settings = behaviour.collaborative, settings
+        self._model, self._discovery, self._settings = behaviour.collaborative, behaviour.discovery, settings
 
     def opinion(self, state: UserState) -> Opinion | None:
         """See `RetrievalSource.opinion`; an item counts once, by its last event."""
@@ -115,7 +115,8 @@ class CollaborativeSource:
             halvings += last / self._settings.collaborative_half_life_events
         if self._settings.collaborative_half_life_days is not None:
             halvings += state.ages_ms[newest][last] / (self._settings.collaborative_half_life_days * _DAY_MS)
-        return self._model.fold_in(rows, np.exp2(-halvings).astype(np.float32))
+        model = self._discovery if state.unseen else self._model
+        return model.fold_in(rows, np.exp2(-halvings).astype(np.float32))
 
 
 class SequentialSource:

@@ -26,6 +26,7 @@ class UserState:
     `rows` int32 catalog rows (may repeat), `ages_ms` int64 before `now_ms`. `seeds` are the rows of the seed
     items alone. `refused` are rows the user hid or disliked after taking them last. `intent` is a vector of
     length 1 at most.
+    `unseen` says that the answer leaves out what they have touched.
     """
 
     rows: Rows
@@ -34,6 +35,7 @@ class UserState:
     refused: Rows
     now_ms: int
     intent: npt.NDArray[np.float32] | None
+    unseen: bool = True
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -59,6 +61,7 @@ def state_of(query: RetrievalQuery, catalog: ItemCatalog) -> UserState:
         refused=refused,
         now_ms=query.now_ms,
         intent=query.intent,
+        unseen=query.exclude_seen,
     )
 
 

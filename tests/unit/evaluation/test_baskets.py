@@ -6,16 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.behaviour.behaviour import BehaviourSettings, fit_behaviour
+from models.behaviour.behaviour import Behaviour, BehaviourSettings, fit_behaviour
 from models.behaviour.interactions import interactions_of
 from models.behaviour.next_basket import fit_next_basket
 from models.behaviour.statistics import fit_statistics
-from models.candidates import Source
+from models.candidates import SCORED_SOURCES, Source
 from models.catalog import Item, ItemCatalog, write_catalog
 from models.events import EventLog, EventType
+from models.features import UserFeatures
 from models.index import FlatIndex
 from models.retrieval.engine import RetrievalEngine
-from models.retrieval.settings import RetrievalSettings
+from models.retrieval.query import RetrievalQuery
+from models.retrieval.settings import RetrievalSettings, SourceWeights
 from pipelines.evaluation.baselines import SHOP_BASELINES, once, shop_baselines
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.protocol import moment_of, split_by_time
@@ -72,6 +74,39 @@ def test_the_regression_learns_what_comes_next_and_what_comes_again(catalog: Ite
     scores = model.fold_in(np.array([staple, tried], np.int32), np.ones(2, np.float32)).of(np.arange(ITEMS))
     assert set(np.argsort(-scores)[:2]) == {staple, follower}
     assert scores[tried] < scores[follower] / 2
+
+
+def test_a_regression_on_discoveries_learns_what_is_tried_next_and_not_what_comes_again(catalog: ItemCatalog) -> None:
+    data = interactions_of(shop(), catalog)
+    staple, tried, follower = catalog.rows(["i0", "i10", "i11"])
+    history = np.array([staple, tried], np.int32), np.ones(2, np.float32)
+    every, new = (
+        fit_next_basket(data, ridge=0.1, discoveries=d).fold_in(*history).of(np.arange(ITEMS)) for d in (False, True)
+    )
+    assert np.argmax(every) == staple and np.argmax(new) == follower
+    assert new[staple] < 0.1 * new[follower]
+
+
+def test_answers_without_what_the_user_has_go_by_discoveries(catalog: ItemCatalog, tmp_path: Path) -> None:
+    log, vectors = shop(), np.eye(ITEMS, dtype=np.float32)
+    settings = BehaviourSettings(collaborative="next_basket", discoveries=True, basket_ridge=0.1, discovery_ridge=0.1)
+    fit_behaviour(log, catalog, settings).save(tmp_path)
+    behaviour = Behaviour.load(tmp_path)
+    assert behaviour.discovery is not behaviour.collaborative
+    alone = SourceWeights(**{str(s.name): float(s is Source.collaborative) for s in SCORED_SOURCES})
+    engine = RetrievalEngine(
+        catalog, vectors, FlatIndex(vectors), behaviour, fit_statistics(log, catalog),
+        RetrievalSettings(weights=alone, short_weights=alone),
+    )  # fmt: skip
+    user = UserFeatures(
+        ("i0", "i10"), np.full(2, EventType.purchase, np.uint8), np.ones(2, np.float32),
+        np.full(2, 100 * DAY_MS), np.empty(0, np.uint64), known=True,
+    )  # fmt: skip
+    first = []
+    for exclude in (False, True):
+        query = RetrievalQuery(n=1, now_ms=101 * DAY_MS, user=user, exclude_seen=exclude)
+        first += catalog.item_ids(engine.retrieve(query).rows)
+    assert first == ["i0", "i11"]
 
 
 def test_late_baskets_count_more(catalog: ItemCatalog) -> None:

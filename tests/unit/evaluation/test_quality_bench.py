@@ -16,6 +16,7 @@ from models.encoder import HashEncoder
 from models.events import EventLog, EventType
 from pipelines.dataset import Dataset, write_dataset
 from pipelines.evaluation.baselines import SHOP_BASELINES
+from pipelines.evaluation.protocol import moment_of
 from pipelines.importers import IMPORTERS
 
 DAY_MS = 86_400_000
@@ -54,6 +55,39 @@ def test_a_shop_is_asked_three_questions_and_its_figures_can_be_verified(tmp_pat
     assert targets["cold_ndcg10"]["n"] == 1
     assert result["facts"]["repeat_best_baseline"] in SHOP_BASELINES
     assert verify(Path(result["folder"]), json=True) == 0
+
+
+def test_an_ablation_tells_source_by_source_and_by_state_and_validation_reads_no_test_event(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    settings = load_settings("shop", [f"cluster.state={tmp_path}"], environ={})
+    shop = tiny_shop()
+    held = shop.events.timestamps_ms >= moment_of(shop.events, 0.9)
+    log = shop.events
+    poisoned = EventLog(
+        log.user_ids, np.where(held, "i39", log.item_ids), log.types, log.values, log.timestamps_ms
+    )  # fmt: skip
+    monkeypatch.setattr(Workspace, "encoder", lambda self, **_: HashEncoder())
+    results = []
+    for name, events in {"clean": log, "poisoned": poisoned}.items():
+        write_dataset(Dataset(name, shop.items, events), Workspace(settings).dataset_folder(name))
+        options = {"dataset": name, "ablate": True, "validation": True}
+        run_bench("quality", state=tmp_path, json=True, options=options, settings=settings.model_dump(mode="json"))
+        printed = capsys.readouterr()
+        assert printed.out, printed.err
+        results.append(json.loads(printed.out.splitlines()[-1]))
+    clean, other = results
+    assert held.any() and clean["facts"] == other["facts"]
+    values = [{n: t["value"] for n, t in r["targets"].items()} for r in results]
+    assert values[0] == values[1] and all(t["target"] is None for t in clean["targets"].values())
+    sources = clean["facts"]["ablation"]["repeat"]
+    assert {"only repeat", "without repeat", "only cluster", "merged retrieval"} <= set(sources)
+    mean, low, high = sources["only trending"]["merged_minus_this"]
+    assert 0 < low < mean < high and sources["merged retrieval"]["merged_minus_this"] == [0, 0, 0]
+    assert {"new, no events", "repeat, 1-4 events", "repeat, 5-9 events"} <= set(clean["facts"]["by_state"])
+    users = clean["facts"]["by_state"]["repeat, no events"]["users"]
+    assert clean["targets"]["by_state_repeat__no_events"]["n"] == users > 20
+    assert verify(Path(clean["folder"]), json=True) == 0
 
 
 @pytest.mark.parametrize(("dataset", "env"), _SUITED.items())

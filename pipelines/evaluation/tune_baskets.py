@@ -1,7 +1,8 @@
 """Tunes the weights of the retrieval sources for next baskets, on events before the test events only.
 
-The counterpart of `tune` for the split by time: the stretch before the test events validates, what lies before that
-is learned from. Called by hand before weights are committed to an environment.
+The counterpart of `tune` for the split by time: several stretches before the test events validate together, each from
+what lies before it, since demand in one season says little about the next. Called by hand before weights are committed
+to an environment.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pipelines.evaluation.tune import GRID, Tuned
 _DISCOUNTS = 1 / np.log2(np.arange(2, 12))
 _IDEAL = np.cumsum(_DISCOUNTS)
 _ROUNDS_UP = 1e-5
+STRETCHES = ((0.6, 0.7), (0.7, 0.8), (0.8, 0.9))
+"""Shares of the log between which baskets are predicted; the last ends where the test events begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +42,22 @@ def tune_baskets(
     start: Mapping[Source, float],
     *,
     fixed: Source = Source.collaborative,
-    share: float = 0.9,
-    validation_share: float = 0.8,
+    stretches: Sequence[tuple[float, float]] = STRETCHES,
+    repeats: Sequence[bool] = (False, True),
     sweeps: int = 2,
     grid: Sequence[float] = (*GRID, 1.5, 2.0),
 ) -> Tuned:
     """Search weights by coordinate ascent over `grid`, with `fixed` kept as the unit.
 
-    Events after the moment that ends `share` of the log are dropped first. The figure is the mean NDCG@10 of new items
-    and of any items, over the baskets that follow the moment that ends `validation_share`.
+    The figure is the mean NDCG@10 over `stretches` and over the questions: what is new to the user (`repeats` False)
+    and anything (True). Events after a stretch do not exist while it is asked about; `build` fits an engine to a log.
     """
-    known = log.take(log.timestamps_ms < moment_of(log, share))
-    splits = [split_by_time(known, share=validation_share / share, repeats=repeats) for repeats in (False, True)]
-    engine = build(splits[0].train)
-    columns = [_collect(engine, split.cases) for split in splits]
+    columns = []
+    for start_share, end_share in stretches:
+        known = log.take(log.timestamps_ms < moment_of(log, end_share))
+        splits = [split_by_time(known, share=start_share / end_share, repeats=each) for each in repeats]
+        engine = build(splits[0].train)
+        columns += [_collect(engine, split.cases) for split in splits]
     weights = np.array([start.get(s, 0.0) for s in SCORED_SOURCES], np.float32)
     before = best = _figure(columns, weights)
     for _ in range(sweeps):

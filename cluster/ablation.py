@@ -16,7 +16,7 @@ from models.retrieval.settings import RetrievalSettings, SourceWeights
 from pipelines.evaluation.protocol import Case, Split
 
 BY_STATE, ONE_WEIGHTING = "weights by state", "one weighting"
-ALWAYS = ("weights", "short_weights", "cold_weights")
+ALWAYS = ("weights", "short_weights", "cold_weights", "search_weights")
 OPTIONAL = ("unseen_weights", "stale_weights")
 LENGTHS: dict[str, tuple[int, int | None]] = {
     "no events": (0, 0),

@@ -99,7 +99,7 @@ def test_clusters_are_part_of_the_behaviour_artifact(catalog, log, vectors, tmp_
 def engine_of(catalog: ItemCatalog, log: EventLog, vectors: np.ndarray) -> RetrievalEngine:
     behaviour = fit_behaviour(log, catalog, BehaviourSettings(user_clusters=2), vectors=vectors)
     alone = SourceWeights(**{**NOTHING, "cluster": 1.0})
-    settings = RetrievalSettings(weights=alone, short_weights=alone, cold_weights=alone)
+    settings = RetrievalSettings(weights=alone, short_weights=alone, cold_weights=alone, search_weights=alone)
     return RetrievalEngine(catalog, vectors, FlatIndex(vectors), behaviour, fit_statistics(log, catalog), settings)
 
 

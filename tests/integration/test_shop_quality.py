@@ -52,8 +52,12 @@ def test_the_shop_profile_beats_every_yardstick_without_any_text(shop: Dataset, 
     write_catalog(shop.items, tmp_path / "catalog.arrow")
     catalog, settings = ItemCatalog(tmp_path), load_settings("shop", environ={})
     vectors = HashEncoder().encode([i.title for i in shop.items])
-    weights = settings.models.retrieval.weights.model_copy(update={"semantic": 0.0})
-    retrieval = settings.models.retrieval.model_copy(update={"weights": weights, "short_weights": weights})
+    given = settings.models.retrieval
+    textless = {
+        name: getattr(given, name).model_copy(update={"semantic": 0.0})
+        for name in ("weights", "short_weights", "unseen_weights")
+    }
+    retrieval = given.model_copy(update=textless)
 
     def ours(train: EventLog) -> Recommend:
         behaviour = fit_behaviour(train, catalog, settings.pipelines.behaviour)

@@ -20,16 +20,9 @@ from models.catalog import ItemCatalog
 from models.rankers.calibration import PlattScaling
 from models.rankers.fusion import FEATURE_NAMES, FusionFeatures
 from models.rankers.history import History, recent_history
+from models.rankers.inference import ServingNetwork
 from models.rankers.inputs import history_columns, id_slots, label_slots, number_inputs
-from models.rankers.network import (
-    HistoryTensors,
-    NetworkShape,
-    Parameters,
-    attention_logits,
-    head_logits,
-    initialise,
-    item_tokens,
-)
+from models.rankers.network import NetworkShape, Parameters, initialise, item_tokens
 from models.rankers.statistics import ItemStatistics
 from models.retrieval.query import RetrievalQuery
 
@@ -121,7 +114,8 @@ class CompressedRanker:
         self._features = FusionFeatures(catalog, embeddings, statistics)
         self._parameters = {n: t.to(self._device) for n, t in model.parameters.items()}
         with torch.inference_mode():
-            self._tokens = self._all_tokens(embeddings, statistics)
+            tokens = self._all_tokens(embeddings, statistics)
+            self._network = ServingNetwork(self._parameters, model.shape, tokens)
         self.score_kind = "probability" if model.calibration else "rank_only"
 
     @classmethod
@@ -152,18 +146,7 @@ class CompressedRanker:
         return self._logits(history, rows, None)
 
     def _logits(self, history: History, rows: npt.NDArray[np.int32], features: Floats | None) -> Floats:
-        import torch
-
-        with torch.inference_mode():
-            columns = torch.from_numpy(history_columns(history, max(len(history), 1))).to(self._device)
-            past = HistoryTensors(*columns.unsqueeze(1))
-            own = torch.from_numpy(rows.astype(np.int64) + 1).to(self._device)
-            logits = attention_logits(
-                self._parameters, self._model.shape, past, self._tokens[past.rows], self._tokens[own].unsqueeze(0)
-            )[0]
-            if features is not None:
-                logits = logits + head_logits(self._parameters, torch.from_numpy(features).to(self._device))
-            return logits.float().cpu().numpy()
+        return self._network.logits(history_columns(history, len(history)), rows, features)
 
     def _all_tokens(self, embeddings: Floats, statistics: ItemStatistics, *, block: int = 65_536) -> Any:
         import torch

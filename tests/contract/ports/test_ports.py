@@ -6,11 +6,7 @@ coalesced call run through the same `each` as in a deployment.
 
 from __future__ import annotations
 
-import asyncio
-import warnings
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,25 +14,14 @@ import pytest
 from models.candidates import Candidates
 from models.encoder import HashEncoder
 from models.events import Event, EventType, session_owner
-from models.explain.evidence import build_evidence
 from models.explain.explainer import ReasonWriter
 from models.explain.generator import ScriptedGenerator
 from models.explain.template import template_reason
 from models.retrieval.query import AttributeFilter, RetrievalQuery
 from models.store.memory import MemoryStore
-from models.store.port import EventStatus, StoreTimeout, StoreUnavailable
+from models.store.port import EventStatus
 from models.store.profiles import Linked, MemoryProfiles
 from serve.clients import ExplainerClient, FeatureFetcherClient, QueryEncoderClient, RankerClient, RetrieverClient
-from serve.context import StageCall
-from serve.deployments.batches import each
-from serve.errors import (
-    ContractViolation,
-    DeadlineExceeded,
-    DependencyError,
-    OverloadError,
-    RecommendError,
-    ReleaseMissing,
-)
 from serve.fakes import (
     FakeEventSink,
     FakeExplainer,
@@ -47,7 +32,6 @@ from serve.fakes import (
     FakeRetriever,
     LocalHandle,
 )
-from serve.ports import ReasonTask
 from serve.stages import (
     EngineRetriever,
     LocalExplainer,
@@ -60,35 +44,6 @@ from serve.stages import (
 
 NOW = 1_700_000_000_000
 KINDS = ("in process", "fake", "client")
-BOUNDS = {"min_replicas": 1, "max_waiting": 64}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _ray_s_own_warnings() -> None:
-    """Importing Ray Serve warns about its own use of pydantic; the clients import its exceptions when first called."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import ray.serve.exceptions  # noqa: F401
-
-
-@pytest.fixture
-def pool():
-    with ThreadPoolExecutor(2) as executor:
-        yield executor
-
-
-@pytest.fixture
-def call(tiny) -> StageCall:
-    return StageCall("main", tiny.release.release_id, 5000.0)
-
-
-def hosted(name: str, method):
-    """A handle of a deployment whose coalesced method `name` runs `method` per member."""
-
-    async def many(members):
-        return "replica-1", await each(members, method)
-
-    return LocalHandle(SimpleNamespace(**{name: many}))
 
 
 def events_of(owner: str, *items: str, start: int = 0) -> list[Event]:
@@ -101,7 +56,7 @@ def events_of(owner: str, *items: str, start: int = 0) -> list[Event]:
 
 
 @pytest.fixture(params=KINDS)
-async def fetcher(request):
+async def fetcher(request, client_of):
     store = MemoryStore()
     await store.append("main", events_of("u1", "i01", "i02"), now_ms=NOW)
     await store.append("main", events_of(session_owner("s1"), "i03", start=10), now_ms=NOW)
@@ -109,7 +64,7 @@ async def fetcher(request):
     if request.param == "in process":
         return real
     if request.param == "client":
-        return FeatureFetcherClient(hosted("fetch_many", lambda c, who: real.fetch(c, *who)), **BOUNDS)
+        return client_of(FeatureFetcherClient, "fetch_many", lambda c, who: real.fetch(c, *who))
     user = await store.fetch("main", "u1", None, timeout_s=1)
     session = await store.fetch("main", None, session_owner("s1"), timeout_s=1)
     return FakeFeatureFetcher({"u1": user}, {"s1": session})
@@ -140,13 +95,13 @@ async def test_a_fetcher_knows_no_strangers_and_raises_nothing(fetcher, call, wh
 
 
 @pytest.fixture(params=KINDS)
-def retriever(request, tiny, pool):
+def retriever(request, tiny, pool, client_of):
     real = EngineRetriever(tiny.bundle_of, pool)
     if request.param == "in process":
         return real
     if request.param == "fake":
         return FakeRetriever(tiny.bundle_of)
-    return RetrieverClient(hosted("retrieve_many", real.retrieve), **BOUNDS)
+    return client_of(RetrieverClient, "retrieve_many", real.retrieve)
 
 
 async def test_a_retriever_returns_at_most_n_distinct_rows_best_first(retriever, call, tiny) -> None:
@@ -217,13 +172,13 @@ async def test_a_ranker_scores_nothing_when_there_is_nothing(ranker, call) -> No
 
 
 @pytest.fixture(params=KINDS)
-def encoder(request, pool):
+def encoder(request, pool, client_of):
     real = TextQueryEncoder(HashEncoder(32), pool)
     if request.param == "in process":
         return real
     if request.param == "fake":
         return FakeQueryEncoder(32)
-    return QueryEncoderClient(hosted("encode_many", real.encode), **BOUNDS)
+    return client_of(QueryEncoderClient, "encode_many", real.encode)
 
 
 @pytest.mark.parametrize("text", ["a tale of water", "天使爱美丽 🎬", " ", "\x00\x1b[31m", "x" * 512])
@@ -288,16 +243,6 @@ async def test_a_session_is_linked_once_and_then_unknown(profiles) -> None:
     assert not (await profiles.read("main", None, "s1")).known
 
 
-@pytest.mark.parametrize("error", [StoreUnavailable("x"), StoreTimeout("x")])
-async def test_profiles_that_the_store_cannot_reach_are_a_failed_dependency(error) -> None:
-    for call in (
-        StoreProfiles(Failing(error)).link("main", "u1", "s1", now_ms=NOW),
-        StoreProfiles(Failing(error)).read("main", "u1", None),
-    ):
-        with pytest.raises(DependencyError):
-            await call
-
-
 # --- Explainer ------------------------------------------------------------------------------------------------------
 
 
@@ -309,15 +254,6 @@ def explainer(request):
     if request.param == "fake":
         return FakeExplainer()
     return ExplainerClient(LocalHandle(real))
-
-
-@pytest.fixture
-def task(tiny):
-    def make(count: int, *, allow_llm: bool = True) -> ReasonTask:
-        evidence = tuple(build_evidence([], r, catalog=tiny.bundle.catalog) for r in range(count))
-        return ReasonTask(evidence, "en", "main", 2000.0, allow_llm)
-
-    return make
 
 
 @pytest.mark.parametrize("allow_llm", [True, False])
@@ -346,197 +282,3 @@ async def test_an_explainer_says_whether_its_model_lives(kind: str) -> None:
     fake.lives = True
     assert await one.healthy() is True
     assert not await LocalExplainer(ReasonWriter(None)).healthy()
-
-
-# --- What goes wrong ------------------------------------------------------------------------------------------------
-
-
-class Failing(MemoryProfiles):
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self.error = error
-
-    async def fetch(self, *args, **named):
-        raise self.error
-
-    async def append(self, *args, **named):
-        raise self.error
-
-    async def link(self, *args, **named):
-        raise self.error
-
-
-@pytest.mark.parametrize(
-    ("error", "ours"), [(StoreUnavailable("at 10.0.0.7"), DependencyError), (StoreTimeout("late"), DeadlineExceeded)]
-)
-@pytest.mark.parametrize("through_client", [False, True])
-async def test_what_the_store_cannot_do_is_an_error_of_ours_that_tells_no_address(call, error, ours, through_client):
-    real = StoreFeatureFetcher(Failing(error))
-    client = FeatureFetcherClient(hosted("fetch_many", lambda c, who: real.fetch(c, *who)), **BOUNDS)
-    fetcher = client if through_client else real
-    with pytest.raises(ours) as raised:
-        await fetcher.fetch(call, "u1", None)
-    assert "10.0.0.7" not in str(raised.value)
-
-
-@pytest.mark.parametrize("error", [StoreUnavailable("away"), StoreTimeout("late")])
-async def test_events_that_are_not_durable_are_never_acknowledged(error) -> None:
-    with pytest.raises(DependencyError):
-        await StoreEventSink(Failing(error)).append("main", events_of("u1", "i01"), now_ms=NOW)
-
-
-class Broken:
-    """A release whose engine, ranker and encoder raise what native code raises."""
-
-    score_kind = "rank_only"
-    dimension = 32
-    catalog = range(1000)
-
-    @property
-    def engine(self):
-        return self
-
-    @property
-    def ranker(self):
-        return self
-
-    def retrieve(self, query):
-        raise RuntimeError("u-Zebra77")
-
-    def score(self, query, candidates):
-        raise FloatingPointError("u-Zebra77")
-
-    def encode(self, texts):
-        raise MemoryError("u-Zebra77")
-
-
-@pytest.mark.parametrize("through_client", [False, True])
-async def test_a_broken_model_is_a_failed_dependency_and_its_message_stays_inside(call, pool, through_client) -> None:
-    retriever, ranker = EngineRetriever(lambda *_: Broken(), pool), ModelRanker(lambda *_: Broken(), pool)
-    encoder = TextQueryEncoder(Broken(), pool)
-    if through_client:
-        retriever = RetrieverClient(hosted("retrieve_many", retriever.retrieve), **BOUNDS)
-        encoder = QueryEncoderClient(hosted("encode_many", encoder.encode), **BOUNDS)
-        ranker = RankerClient(LocalHandle(ranker))
-    query = RetrievalQuery(n=1, now_ms=NOW)
-    for work in (
-        lambda: retriever.retrieve(call, query),
-        lambda: ranker.score(call, query, Candidates.empty()),
-        lambda: encoder.encode(call, "text"),
-    ):
-        with pytest.raises(DependencyError) as raised:
-            await work()
-        assert "Zebra77" not in str(raised.value)
-
-
-async def test_a_ranker_that_breaks_the_contract_is_a_bug_through_every_boundary(call, pool, tiny) -> None:
-    class Short(Broken):
-        def score(self, query, candidates):
-            return candidates.scores[:-1]
-
-    found = tiny.bundle.engine.retrieve(RetrievalQuery(n=3, now_ms=NOW))
-    real = ModelRanker(lambda *_: Short(), pool)
-    for ranker in (real, RankerClient(LocalHandle(real))):
-        with pytest.raises(ContractViolation):
-            await ranker.score(call, RetrievalQuery(n=3, now_ms=NOW), found)
-
-
-def lacking(times: int, then):
-    """A stage whose replica lacks the release, or is gone, for the first `times` calls."""
-    left = [times]
-
-    async def run(*args):
-        if left[0]:
-            left[0] -= 1
-            raise ReleaseMissing("not here")
-        return await then(*args)
-
-    return run
-
-
-async def test_a_replica_that_lacks_the_release_costs_one_retry(call, tiny, pool) -> None:
-    real = EngineRetriever(tiny.bundle_of, pool)
-    query = RetrievalQuery(n=5, now_ms=NOW)
-    client = RetrieverClient(hosted("retrieve_many", lacking(1, real.retrieve)), **BOUNDS)
-    assert len(await client.retrieve(call, query)) == 5
-    ranker = RankerClient(LocalHandle(SimpleNamespace(score=lacking(1, ModelRanker(tiny.bundle_of, pool).score))))
-    assert len((await ranker.score(call, query, tiny.bundle.engine.retrieve(query))).values) == 5
-    with pytest.raises(ReleaseMissing):
-        await RetrieverClient(hosted("retrieve_many", lacking(2, real.retrieve)), **BOUNDS).retrieve(call, query)
-
-
-async def test_a_bug_in_a_replica_is_not_tried_twice(call) -> None:
-    ranker = FakeRanker()
-    ranker.trouble.error = ContractViolation("bug")
-    with pytest.raises(ContractViolation):
-        await RankerClient(LocalHandle(ranker)).score(call, RetrievalQuery(n=1, now_ms=NOW), Candidates.empty())
-    assert ranker.trouble.calls == 1
-
-
-async def test_members_of_one_call_fail_and_run_late_on_their_own(call) -> None:
-    async def run(stage: StageCall, member: str):
-        if member == "hangs":
-            await asyncio.Event().wait()
-        if member == "fails":
-            raise ValueError("u-Zebra77")
-        if member == "ours":
-            raise OverloadError("full", retry_after_s=3.0)
-        return member
-
-    short = StageCall("main", "r", 20.0)
-    results = await each([(short, "hangs"), (call, "fails"), (call, "ours"), (call, "fine")], run)
-    assert [type(r) for r in results] == [DeadlineExceeded, DependencyError, OverloadError, str]
-    assert "Zebra77" not in str(results[1]) and results[2].retry_after_s == 3.0
-
-
-async def test_cancelling_a_caller_cancels_its_call_in_the_replica(call, tiny) -> None:
-    ranker = FakeRanker()
-    ranker.trouble.hangs = True
-    handle = LocalHandle(ranker)
-    query = RetrievalQuery(n=1, now_ms=NOW)
-    task = asyncio.create_task(RankerClient(handle).score(call, query, Candidates.empty()))
-    await asyncio.sleep(0.02)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert handle.journal.cancelled == 1 and ranker.trouble.calls == 1
-
-
-async def test_leaving_a_stream_of_reasons_cancels_it_in_the_replica_and_finishing_it_does_not(call, task) -> None:
-    handle = LocalHandle(FakeExplainer())
-    client = ExplainerClient(handle)
-    assert len([r async for r in client.explain(call, task(3))]) == 3
-    assert handle.journal.cancelled == 0
-    async with aclosing(client.explain(call, task(3))) as reasons:
-        await anext(reasons)
-    assert handle.journal.cancelled == 1
-
-
-async def test_errors_of_ray_become_errors_of_ours() -> None:
-    from ray.exceptions import ActorDiedError, RayTaskError
-    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-
-    from serve.clients import translated
-
-    async def failing(error: BaseException):
-        raise error
-
-    ours = RayTaskError("score", "traceback", ReleaseMissing("not here")).as_instanceof_cause()
-    for error, wanted in [
-        (BackPressureError(num_queued_requests=1, max_queued_requests=1), OverloadError),
-        (ActorDiedError(), DependencyError),
-        (DeploymentUnavailableError("x"), DependencyError),
-        (RayTaskError("score", "traceback", ValueError("u-Zebra77")), DependencyError),
-        (RayTaskError("score", "traceback", ReleaseMissing("not here")), ReleaseMissing),
-        (ours, ReleaseMissing),
-        (ValueError("u-Zebra77"), DependencyError),
-        (InterruptedError("grpc"), DependencyError),
-        (ContractViolation("bug"), ContractViolation),
-        (TimeoutError(), TimeoutError),
-        (StopAsyncIteration(), StopAsyncIteration),
-        (asyncio.CancelledError(), asyncio.CancelledError),
-    ]:
-        with pytest.raises(wanted) as raised:
-            await translated(failing(error))
-        if isinstance(raised.value, RecommendError):
-            assert ("Zebra77" not in str(raised.value) and type(raised.value) is wanted) or error is ours

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from cluster.valkey import ValkeyServer, start_valkey, start_valkey_trio
 from models.store.memory import MemoryStore
 from models.store.port import OnlineStore
+from models.store.profiles import MemoryProfiles, ProfileStore, RedisProfiles
 from models.store.redis_store import RedisStore
 
 PASSWORD = 'a "quoted" pass#word'
@@ -52,13 +54,15 @@ class Backend:
     kind: str
     servers: list[ValkeyServer] = field(default_factory=list)
 
-    def open(self, **options: Any) -> OnlineStore:
+    def open(self, *, of: tuple[Any, Any] = (MemoryStore, RedisStore), **options: Any) -> Any:
+        """Open a store: the first of `of` in memory, the second on a server."""
+        in_memory, on_server = of
         if self.kind == "memory":
             options.setdefault("durability", "fsync")
             options.pop("write_timeout_s", None)
-            return MemoryStore(**options)
+            return in_memory(**options)
         options.setdefault("write_timeout_s", 5.0)
-        return RedisStore(self.servers[0].url, cluster=self.kind == "cluster", **options)
+        return on_server(self.servers[0].url, cluster=self.kind == "cluster", **options)
 
     def clear(self) -> None:
         import redis
@@ -90,26 +94,44 @@ def fresh(backend: Backend) -> Backend:
     return backend
 
 
-OpenStore = Callable[..., Awaitable[OnlineStore]]
+OpenStore = Callable[..., Awaitable[Any]]
 
 
 @pytest.fixture
 async def open_store(fresh: Backend) -> AsyncIterator[OpenStore]:
     """Opens stores on the emptied backend and closes them after the test."""
-    opened: list[OnlineStore] = []
-
-    async def open_one(**options: Any) -> OnlineStore:
-        opened.append(fresh.open(**options))
-        return opened[-1]
-
-    yield open_one
-    for store in opened:
-        await store.close()
+    async with _opening(fresh.open) as open_one:
+        yield open_one
 
 
 @pytest.fixture
 async def store(open_store: OpenStore) -> OnlineStore:
     return await open_store()
+
+
+@pytest.fixture
+async def open_profiles(fresh: Backend) -> AsyncIterator[OpenStore]:
+    """Opens profile stores in the same way."""
+    async with _opening(lambda **options: fresh.open(of=(MemoryProfiles, RedisProfiles), **options)) as open_one:
+        yield open_one
+
+
+@pytest.fixture
+async def profiles(open_profiles: OpenStore) -> ProfileStore:
+    return await open_profiles()
+
+
+@asynccontextmanager
+async def _opening(open_one: Callable[..., OnlineStore]) -> AsyncIterator[OpenStore]:
+    opened: list[OnlineStore] = []
+
+    async def one(**options: Any) -> Any:
+        opened.append(open_one(**options))
+        return opened[-1]
+
+    yield one
+    for store in opened:
+        await store.close()
 
 
 StartServer = Callable[..., ValkeyServer]

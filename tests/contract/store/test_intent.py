@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from models.intent import pack
 from models.store.calls import tag_of
 from models.store.memory_streams import MemoryEventStreams
 from models.store.port import EventStatus, StoreLimits
-from models.store.profiles import Linked, MemoryProfiles, ProfileStore, RedisProfiles
+from models.store.profiles import Linked, ProfileStore
 from models.store.redis_streams import RedisEventStreams
 from models.store.streams import Group
 
@@ -38,29 +37,6 @@ def search(number: int, owner: str = "u1", at: int = 0, dimension: int = 48) -> 
 
 def click(number: int, owner: str = "u1") -> Event:
     return Event(f"e{number}", owner, EventType.click, NOW + number, f"i{number}")
-
-
-@pytest.fixture
-async def open_profiles(fresh) -> AsyncIterator[Callable[..., Awaitable[ProfileStore]]]:
-    opened: list[ProfileStore] = []
-
-    async def one(**options: Any) -> ProfileStore:
-        if fresh.kind == "memory":
-            store: ProfileStore = MemoryProfiles(durability="fsync", **options)
-        else:
-            url, cluster = fresh.servers[0].url, fresh.kind == "cluster"
-            store = RedisProfiles(url, cluster=cluster, write_timeout_s=5.0, connect_timeout_s=2.0, **options)
-        opened.append(store)
-        return store
-
-    yield one
-    for store in opened:
-        await store.close()
-
-
-@pytest.fixture
-async def profiles(open_profiles) -> ProfileStore:
-    return await open_profiles()
 
 
 async def append(store: ProfileStore, *events: Event, now_ms: int = NOW) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -28,29 +27,6 @@ AS_IT_CAME = StoreLimits(repeat_window_s=0)
 def event(number: int, owner: str, item: str | None = None, **options: Any) -> Event:
     fields = {"type": EventType.click, "timestamp_ms": NOW + number, **options}
     return Event(f"e{number}", owner, item_id=item or f"i{number}", **fields)
-
-
-@pytest.fixture
-async def open_profiles(fresh) -> AsyncIterator[Callable[..., Awaitable[ProfileStore]]]:
-    opened: list[ProfileStore] = []
-
-    async def one(**options: Any) -> ProfileStore:
-        if fresh.kind == "memory":
-            store: ProfileStore = MemoryProfiles(durability="fsync", **options)
-        else:
-            url, cluster = fresh.servers[0].url, fresh.kind == "cluster"
-            store = RedisProfiles(url, cluster=cluster, write_timeout_s=5.0, connect_timeout_s=2.0, **options)
-        opened.append(store)
-        return store
-
-    yield one
-    for store in opened:
-        await store.close()
-
-
-@pytest.fixture
-async def profiles(open_profiles) -> ProfileStore:
-    return await open_profiles()
 
 
 async def link(store: ProfileStore, user: str = "u1", session: str = SESSION) -> Linked:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -222,3 +222,21 @@ async def make_edge(tiny, tmp_path) -> AsyncIterator[Any]:
 @pytest.fixture
 async def edge(make_edge) -> Edge:
     return await make_edge()
+
+
+@pytest.fixture
+def problem() -> Callable[[httpx.Response, int], dict[str, Any]]:
+    """Checks that a response is the right kind of document and repeats nothing (secrets hold "Zebra77"); returns it."""
+
+    def check(response: httpx.Response, status: int) -> dict[str, Any]:
+        assert response.status_code == status, response.text
+        assert response.headers["content-type"] == "application/problem+json"
+        body = response.json()
+        assert set(body) == {"type", "title", "status", "detail", "request_id"} and body["status"] == status
+        assert response.headers["x-request-id"] == body["request_id"] != ""
+        for leak in ("Zebra77", "Traceback", 'File "', ".py", "site-packages", "/serve/", "\x00", "pydantic.dev"):
+            assert leak not in response.text
+        assert len(response.text) < 10_000
+        return body
+
+    return check

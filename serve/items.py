@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from models.bundle import ReleaseBundle
 from models.catalog import Item, document_of
-from models.items.change import ItemChange, new_item, patched
+from models.items.change import ItemChange, Operation, new_item, patched
 from models.items.log import ItemLog, ItemLogFull
 from models.store.port import StoreError
 from serve.context import StageCall
@@ -44,16 +44,7 @@ class ItemService:
         OverloadError while the log is full.
         """
         bundle = await self._newest(tenant)
-        change = ItemChange(
-            "put",
-            item_id,
-            time.time_ns() // 1_000_000,
-            wanted.title,
-            wanted.text,
-            _attributes(wanted.attributes, bundle),
-            wanted.hidden,
-            wanted.available,
-        )
+        change = _change("put", item_id, wanted, bundle)
         row = bundle.catalog.row(item_id)
         created = row is None or bundle.removed(row)
         vector = await self._vector(new_item(change).item, tenant, bundle)
@@ -63,16 +54,7 @@ class ItemService:
         """Change some fields of an item. Raises NotFound for one nobody knows, else as `put`."""
         bundle = await self._newest(tenant)
         before = _known(bundle, item_id)
-        change = ItemChange(
-            "patch",
-            item_id,
-            time.time_ns() // 1_000_000,
-            wanted.title,
-            wanted.text,
-            _attributes(wanted.attributes, bundle),
-            wanted.hidden,
-            wanted.available,
-        )
+        change = _change("patch", item_id, wanted, bundle)
         after = patched(before, change)
         vector = None if document_of(after) == document_of(before) else await self._vector(after, tenant, bundle)
         return await self._append(change, vector, tenant, request_id, "changed")
@@ -81,7 +63,7 @@ class ItemService:
         """Take an item out for good; its events stay. Raises NotFound for one nobody knows, else as `put`."""
         bundle = await self._newest(tenant)
         _known(bundle, item_id)
-        change = ItemChange("remove", item_id, time.time_ns() // 1_000_000)
+        change = ItemChange("remove", item_id, _now_ms())
         return await self._append(change, None, tenant, request_id, "removed")
 
     async def _newest(self, tenant: str) -> ReleaseBundle:
@@ -115,6 +97,24 @@ class ItemService:
         except StoreError as error:
             raise DependencyError("the change could not be made durable; send it again") from error
         return {"request_id": request_id, "item_id": change.item_id, "status": status, "sequence": sequence}
+
+
+def _change(operation: Operation, item_id: str, wanted: ItemIn | ItemPatch, bundle: ReleaseBundle) -> ItemChange:
+    """Return a change as the log holds it, still without a vector. Raises InvalidRequest as `_attributes` does."""
+    return ItemChange(
+        operation,
+        item_id,
+        _now_ms(),
+        wanted.title,
+        wanted.text,
+        _attributes(wanted.attributes, bundle),
+        wanted.hidden,
+        wanted.available,
+    )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _known(bundle: ReleaseBundle, item_id: str) -> Item:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cluster.ablation import BY_STATE, ONE_WEIGHTING, slices, uniform, variants
 from cluster.config import Settings
 from cluster.prepare import import_dataset
 from cluster.workspace import Workspace
@@ -32,6 +31,7 @@ from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings
 from pipelines.build import Builder
 from pipelines.dataset import Dataset
+from pipelines.evaluation.ablation import BY_STATE, ONE_WEIGHTING, slices, uniform, variants
 from pipelines.evaluation.baselines import BEST_BASELINE, Build, Recommend, baselines, once, shop_baselines
 from pipelines.evaluation.evaluate import Report, evaluate
 from pipelines.evaluation.protocol import Split, leave_last, moment_of, split_by_time, validation_log

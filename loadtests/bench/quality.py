@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.ablation import BY_STATE, ONE_WEIGHTING
 from cluster.config import Settings
 from cluster.evaluate import BEST_BASELINE, COLD, FUSED, MERGED, NEW, NEXT_ITEM, REPEAT, evaluate_dataset
 from loadtests import stats
@@ -21,6 +20,7 @@ from loadtests.bench.harness import BenchContext
 from loadtests.bench.measures import measure
 from loadtests.bench.targets import Aim
 from loadtests.stats import Estimate
+from pipelines.evaluation.ablation import BY_STATE, ONE_WEIGHTING
 from pipelines.evaluation.baselines import SHOP_BASELINES
 from pipelines.evaluation.evaluate import Report
 

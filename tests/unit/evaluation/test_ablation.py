@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from cluster.ablation import ALWAYS, OPTIONAL, only, slices, uniform, variants, without
 from models.candidates import SCORED_SOURCES, Source
 from models.events import EventType
 from models.features import UserFeatures
@@ -10,6 +9,7 @@ from models.retrieval.engine import weights_for
 from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings, SourceWeights
 from models.retrieval.state import UserState
+from pipelines.evaluation.ablation import ALWAYS, OPTIONAL, only, slices, uniform, variants, without
 from pipelines.evaluation.protocol import Case, Split
 
 HOUR_MS = 3_600_000

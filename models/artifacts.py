@@ -67,6 +67,11 @@ class ArtifactStore:
         self._local = "file" in self._fs.protocol
         self._cache = cache / tenant
 
+    @property
+    def place(self) -> tuple[Any, str]:
+        """The fsspec filesystem and the folder in it that hold this tenant's artifacts."""
+        return self._fs, self._root
+
     def put(self, kind: str, folder: Path, meta: Mapping[str, Any]) -> str:
         """Store the files of `folder` and return the reference `kind/sha256`. Effect: all or nothing."""
         files = {

@@ -52,6 +52,14 @@ class SentenceTransformerEncoder:
         return np.asarray(vectors, dtype=np.float32)
 
 
+def load_encoder(folder: Path, *, max_tokens: int, batch_size: int, threads: int) -> SentenceTransformerEncoder:
+    """Load the encoder in `folder` into a process that computes with so many CPU threads from now on."""
+    import torch
+
+    torch.set_num_threads(threads)
+    return SentenceTransformerEncoder(folder, max_tokens=max_tokens, batch_size=batch_size)
+
+
 class HashEncoder:
     """A fake: a bag of hashed words, so that texts sharing words are close."""
 

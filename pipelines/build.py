@@ -28,9 +28,12 @@ from models.rankers.fusion import FEATURE_NAMES
 from models.releases import Release, new_release
 from models.retrieval.settings import RetrievalSettings
 from pipelines.dataset import Dataset
+from pipelines.embedding.assemble import Embedder
+from pipelines.embedding.blocks import EncoderSpec
+from pipelines.embedding.runners import InlineRunner
 from pipelines.settings import PipelinesSettings
 
-FORMATS = {"catalog": 1, "embeddings": 1, "index": 2, "behaviour": 5, "statistics": 1, "ranker": 1}
+FORMATS = {"catalog": 1, "embeddings": 2, "index": 2, "behaviour": 5, "statistics": 1, "ranker": 1}
 """Version of each kind's files; raise it when the code that writes them changes, and they are made anew."""
 
 Make = Callable[[Path], Mapping[str, Any]]
@@ -67,18 +70,19 @@ class Builder:
         encoder: Callable[[], Encoder],
         encoder_uri: str,
         text_ranker: tuple[str, Callable[[], Path]] | None = None,
+        embedder: Embedder | None = None,
         progress: Progress = silent,
         on_step: Callable[[StepReport], None] = lambda _: None,
     ) -> None:
         """`encoder` is called only when there is something to embed; `retrieval` is what serving will use.
 
-        `text_ranker` is the URI of a text ranker and how to fetch it; None trains the compressed one.
+        `text_ranker` is the URI of a text ranker and how to fetch it; None trains the compressed one. `embedder` says
+        how vectors are made; None computes them here.
         """
         self._artifacts = artifacts
         self._settings = settings
         self._retrieval = retrieval
-        self._encoder = encoder
-        self._encoder_uri = encoder_uri
+        self._embedder = embedder or Embedder(artifacts, EncoderSpec(encoder_uri), InlineRunner(encoder))
         self._text_ranker = text_ranker
         self._progress = progress
         self._on_step = on_step
@@ -93,11 +97,7 @@ class Builder:
             raise ValueError(f"{dataset.name} has no items: there is nothing to recommend")
         catalog_step = self._step("catalog", {"items": _digest_items(dataset)}, lambda to: _write_catalog(dataset, to))
         catalog = ItemCatalog(catalog_step.path)
-        embedding_step = self._step(
-            "embeddings",
-            {"catalog": catalog_step.ref, "encoder": self._encoder_uri},
-            lambda to: self._embed(catalog, to),
-        )
+        embedding_step = self._embed(catalog_step)
         embeddings = np.load(embedding_step.path / EMBEDDINGS_FILE, mmap_mode="r", allow_pickle=False)
         recall = self._settings.index_recall
         index_step = self._step(
@@ -130,11 +130,11 @@ class Builder:
                 references["ranker"] = ranker.ref
         return BuildReport(new_release(references, parent=parent, **notes), self._steps)
 
-    def _step(self, kind: str, inputs: Mapping[str, Any], make: Make) -> Artifact:
+    def _step(self, kind: str, inputs: Mapping[str, Any], make: Make, *, anew: bool = False) -> Artifact:
         started = time.perf_counter()
         versioned = {**inputs, "format": FORMATS[kind]}
         key = hashlib.sha256(json.dumps(versioned, sort_keys=True, default=str).encode()).hexdigest()
-        found = self._find(kind, key)
+        found = None if anew else self._find(kind, key)
         if found is None:
             with tempfile.TemporaryDirectory(prefix=f"raycommend-{kind}-") as folder:
                 meta = make(Path(folder))
@@ -159,18 +159,15 @@ class Builder:
                 self._artifacts.discard(ref)
         return None
 
-    def _embed(self, catalog: ItemCatalog, to: Path) -> Mapping[str, Any]:
-        encoder = self._encoder()
-        block = 256
-        vectors = np.empty((len(catalog), encoder.dimension), np.float32)
-        for start in range(0, len(catalog), block):
-            rows = range(start, min(start + block, len(catalog)))
-            vectors[start : start + len(rows)] = encoder.encode([catalog.document(r) for r in rows])
-            self._progress("embed", rows.stop, len(catalog))
-        if not np.isfinite(vectors).all():
-            raise ValueError("the encoder returned values that are not numbers")
-        np.save(to / EMBEDDINGS_FILE, vectors, allow_pickle=False)
-        return {"items": len(catalog), "dimension": encoder.dimension}
+    def _embed(self, catalog: Artifact) -> Artifact:
+        embedder = self._embedder
+        inputs = embedder.inputs(catalog.ref)
+        made = self._step(
+            "embeddings", inputs, lambda to: embedder.embed(catalog, to, self._progress), anew=embedder.full
+        )
+        if not self._steps[-1].reused:
+            embedder.forget(catalog)
+        return made
 
     def _behave(
         self, dataset: Dataset, catalog: ItemCatalog, embeddings: npt.NDArray[np.float32], to: Path

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.behaviour.behaviour import BehaviourSettings
+from pipelines.embedding.settings import EmbeddingSettings
 from pipelines.training.settings import TrainingSettings
 
 
@@ -29,3 +30,5 @@ class PipelinesSettings(BaseModel):
     """Transitions and collaborative weights."""
     training: TrainingSettings = TrainingSettings()
     """The ranker's training."""
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    """Embedding the catalog."""

@@ -91,6 +91,10 @@ class LiveCatalog(ItemCatalog):
         catalog, at = self._where(row)
         return catalog.numbers(at)
 
+    def documents(self, rows: Rows) -> list[str]:
+        """See `ItemCatalog.documents`."""
+        return [self.document(int(row)) for row in rows]
+
     @cached_property
     def label_names(self) -> tuple[str, ...]:
         """See `ItemCatalog.label_names`."""

@@ -1,0 +1,1 @@
+"""Embedding a catalog in blocks by content: only what changed, resumable, by Ray Data or in this process."""

@@ -1,0 +1,154 @@
+"""Blocks: 1,024 items that are embedded together, and the folder that keeps finished ones until the job is done.
+
+A block is named by what it is computed from, so a rerun after a kill finds what is finished and computes the rest, and
+the same block always gives the same bits. Called by the embedding job and by its workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.artifacts import ArtifactStore
+from pipelines.embedding.content import Contents
+
+BLOCK_ROWS = 1024
+FOLDER = "embedding-blocks"
+UNIT_TOLERANCE = 1e-3
+Vectors = npt.NDArray[np.float32]
+
+
+class BlockError(ValueError):
+    """A block cannot be used; the message names it and says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSpec:
+    """What decides the vector of a text."""
+
+    uri: str
+    max_tokens: int = 128
+    batch_size: int = 32
+
+    @property
+    def space(self) -> str:
+        """Name of the vector space: vectors of one space may be mixed."""
+        return hashlib.sha256(f"{self.uri}\n{self.max_tokens}".encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """`rows` int32[≤ 1024] of the catalog, `contents` uint64[rows, 2]; `key` names the file."""
+
+    key: str
+    rows: npt.NDArray[np.int32]
+    contents: Contents
+
+
+def cut(contents: Contents, ids: npt.NDArray[np.uint64], rows: npt.NDArray[np.int32], spec: EncoderSpec) -> list[Block]:
+    """Return the blocks of `rows`, by (content hash, id hash).
+
+    The order of the catalog does not matter, so a rerun over the same items finds the same blocks. The key holds the
+    batch size too: it may change the last bits of a vector.
+    """
+    order = rows[np.lexsort((ids[rows], contents[rows, 1], contents[rows, 0]))]
+    blocks = []
+    for start in range(0, len(order), BLOCK_ROWS):
+        part = order[start : start + BLOCK_ROWS].astype(np.int32)
+        named = f"{spec.space}\n{spec.batch_size}\n".encode() + contents[part].astype("<u8").tobytes()
+        blocks.append(Block(hashlib.sha256(named).hexdigest()[:32], part, contents[part]))
+    return blocks
+
+
+class BlockFolder:
+    """Finished blocks, one Parquet file each: fixed-size lists of float32 with checksums of their pages."""
+
+    def __init__(self, artifacts: ArtifactStore) -> None:
+        self._fs, root = artifacts.place
+        self._root = f"{root}/{FOLDER}"
+
+    def write(self, block: Block, vectors: Vectors) -> None:
+        """Keep the vectors of a block. Effect: all or nothing; the same block twice is harmless."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        check_vectors(vectors, len(block.rows), name=block.key)
+        flat = pa.array(np.ascontiguousarray(vectors).reshape(-1), pa.float32())
+        table = pa.table(
+            {
+                "high": block.contents[:, 0],
+                "low": block.contents[:, 1],
+                "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+            }
+        )
+        self._fs.makedirs(self._root, exist_ok=True)
+        partial = f"{self._root}/.{block.key}.{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        try:
+            with self._fs.open(partial, "wb") as file:
+                pq.write_table(table, file, compression="none", use_dictionary=False, write_page_checksum=True)
+            self._fs.mv(partial, self._path(block.key))
+        except BaseException:
+            if self._fs.exists(partial):
+                self._fs.rm(partial)
+            raise
+
+    def read(self, block: Block) -> Vectors:
+        """Return float32[rows, dim]. Raises BlockError for a file that is missing, damaged or of other contents."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with self._fs.open(self._path(block.key), "rb") as file:
+                table = pq.read_table(file, page_checksum_verification=True)
+            held = np.stack([table["high"].to_numpy(), table["low"].to_numpy()], axis=1)
+            column = table["vector"].combine_chunks()
+            vectors = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
+        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+            raise BlockError(f"block {block.key}: not readable ({type(error).__name__})") from error
+        if not np.array_equal(held, block.contents):
+            raise BlockError(f"block {block.key}: holds other items than its name says")
+        check_vectors(vectors, len(block.rows), name=block.key)
+        return np.asarray(vectors, np.float32)
+
+    def finished(self, blocks: Sequence[Block]) -> list[bool]:
+        """Return for each block whether it can be used; what is damaged is taken away."""
+        if not self._fs.exists(self._root):
+            return [False] * len(blocks)
+        found = []
+        for block in blocks:
+            there = bool(self._fs.exists(self._path(block.key)))
+            if there:
+                try:
+                    self.read(block)
+                except BlockError:
+                    self._fs.rm(self._path(block.key))
+                    there = False
+            found.append(there)
+        return found
+
+    def remove(self, blocks: Sequence[Block]) -> None:
+        """Take blocks away whose vectors are in an artifact now."""
+        for block in blocks:
+            if self._fs.exists(self._path(block.key)):
+                self._fs.rm(self._path(block.key))
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}.parquet"
+
+
+def check_vectors(vectors: Any, rows: int, *, name: str) -> None:
+    """Refuse vectors that are not float32[rows, dim] of unit length. Raises BlockError."""
+    if vectors.ndim != 2 or len(vectors) != rows:
+        raise BlockError(f"block {name}: {vectors.shape} vectors for {rows} items")
+    if not np.isfinite(vectors).all():
+        raise BlockError(f"block {name}: the encoder returned values that are not numbers")
+    norms = np.linalg.norm(vectors, axis=1)
+    if rows and float(np.abs(norms - 1.0).max()) > UNIT_TOLERANCE:
+        raise BlockError(f"block {name}: the encoder returned vectors that are not of unit length")

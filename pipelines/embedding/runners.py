@@ -1,0 +1,131 @@
+"""Who computes blocks: this process, or a pool of encoder actors fed by Ray Data.
+
+A worker reads the texts of its block from the catalog on its own node, so that neither texts nor vectors travel through
+the object store. An actor that dies costs the block it had in hand; Ray starts another and repeats that block.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.artifacts import Artifact, ArtifactStore
+from models.catalog import ItemCatalog
+from models.encoder import Encoder
+from pipelines.embedding.blocks import Block, BlockFolder
+from pipelines.embedding.settings import EmbeddingSettings
+
+_MOST_TASKS = 4096
+
+
+class InlineRunner:
+    """Computes blocks one after another; `encoder` is called once, and only when there is something to do."""
+
+    def __init__(self, encoder: Callable[[], Encoder]) -> None:
+        self._load = encoder
+
+    def run(self, catalog: Artifact, blocks: Sequence[Block], folder: BlockFolder, done: Callable[[int], None]) -> None:
+        """See `BlockRunner.run`."""
+        encoder, items = self._load(), ItemCatalog(catalog.path)
+        for block in blocks:
+            folder.write(block, encoder.encode(items.documents(block.rows)))
+            done(len(block.rows))
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlace:
+    """What a worker needs to find the catalog and put blocks: where artifacts are and its node's cache of them."""
+
+    url: str
+    cache: Path
+    tenant: str
+    catalog: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTime:
+    """When a worker computed a block, in seconds since 1970 (one clock per node)."""
+
+    worker: str
+    ready_s: float
+    began_s: float
+    ended_s: float
+    items: int
+
+
+class EncodeBlocks:
+    """An encoder actor of the pool."""
+
+    def __init__(self, place: WorkerPlace, encoder: Callable[[], Encoder]) -> None:
+        artifacts = ArtifactStore(place.url, cache=place.cache, tenant=place.tenant)
+        self._items = ItemCatalog(artifacts.get(place.catalog).path)
+        self._folder = BlockFolder(artifacts)
+        self._encoder = encoder()
+        self._encoder.encode(["warm up"])
+        self._ready_s = time.time()
+        self._name = f"{time.time_ns():x}"
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Compute the blocks of a batch and return when each was done."""
+        times: dict[str, list[Any]] = {name: [] for name in BlockTime.__slots__}
+        for key, rows, contents in zip(batch["key"], batch["rows"], batch["contents"], strict=True):
+            began = time.time()
+            block = Block(str(key), np.frombuffer(rows, "<i4"), np.frombuffer(contents, "<u8").reshape(-1, 2))
+            self._folder.write(block, self._encoder.encode(self._items.documents(block.rows)))
+            row = BlockTime(self._name, self._ready_s, began, time.time(), len(block.rows))
+            for name in times:
+                times[name].append(getattr(row, name))
+        return {name: np.asarray(values) for name, values in times.items()}
+
+
+class RayRunner:
+    """Computes blocks with Ray Data on the Ray this process is connected to."""
+
+    def __init__(
+        self, place: Callable[[str], WorkerPlace], encoder: Callable[[], Encoder], settings: EmbeddingSettings
+    ) -> None:
+        """`place(catalog reference)` and `encoder` go to the workers, so both must pickle."""
+        self._place = place
+        self._encoder = encoder
+        self._settings = settings
+        self.times: list[BlockTime] = []
+        """One per block that was computed, in the order of completion."""
+
+    def run(self, catalog: Artifact, blocks: Sequence[Block], folder: BlockFolder, done: Callable[[int], None]) -> None:
+        """See `BlockRunner.run`."""
+        import ray
+
+        quiet_ray_data()
+        workers = min(self._settings.workers, len(blocks))
+        work = [
+            {"key": b.key, "rows": b.rows.astype("<i4").tobytes(), "contents": b.contents.astype("<u8").tobytes()}
+            for b in blocks
+        ]
+        # One task per block, so that a lost actor repeats one block and not its neighbours.
+        data = ray.data.from_items(work, override_num_blocks=min(len(work), _MOST_TASKS)).map_batches(
+            EncodeBlocks,
+            fn_constructor_args=(self._place(catalog.ref), self._encoder),
+            batch_size=1,
+            concurrency=workers,
+            num_cpus=self._settings.cpus_per_worker,
+            num_gpus=self._settings.gpus_per_worker,
+        )
+        for row in data.iter_rows():
+            self.times.append(BlockTime(**row))
+            done(int(row["items"]))
+
+
+def quiet_ray_data() -> None:
+    """Keep Ray Data's own bars and notices off the terminal: ours are drawn by whoever called."""
+    import logging
+
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -5,36 +5,24 @@ Errors an operator can put right are one sentence and exit code 1; anything else
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from cluster.config import Settings, load_settings
-from cluster.console import answer_table, result, say, stderr, stdout, timings
+from cluster import release_commands
+from cluster.console import answer_table, result, say, stdout, timings
 from cluster.errors import OperatorError
-from cluster.valkey import ValkeyStartError
-from models.artifacts import ArtifactError
-from models.hub import HubError
-from pipelines.dataset import DatasetError
-
-_FIXABLE = (OperatorError, ValkeyStartError, ArtifactError, DatasetError, HubError)
-"""Errors whose message names the fix."""
+from cluster.operating import Env, Json, Set
+from cluster.operating import operating as _operating
 
 _SUITED = {"online-retail": "shop"}
 """Environments that suit a data set better than `local`, where none is named."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Real-time recommendations with reasons, on Ray.")
-
-Env = Annotated[str, typer.Option("--env", help="Settings to start from: a name in cluster/envs, or a YAML file.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override one setting: section.field=value. Repeatable.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON line last on stdout.")]
+release_commands.add_to(app)
 
 
 @app.command()
@@ -293,32 +281,6 @@ def _options(arguments: list[str]) -> dict[str, str]:
                 raise OperatorError(f"--option {name}: looks like --option rate=50")
         options[name.replace("-", "_")] = value
     return options
-
-
-@contextmanager
-def _operating(
-    env: str, overrides: list[str] | None, *, json: bool = False, secrets: bool = True
-) -> Iterator[Settings]:
-    """Load the settings; turn errors with a fix into one sentence, and signals into an orderly end.
-
-    With `json` the error is a JSON line too. Commands that start nothing do without `secrets`.
-    """
-    # SIGTERM unwinds like Ctrl-C, so that `down` and a supervisor get the same orderly stop.
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield load_settings(env, overrides or [], environ=os.environ if secrets else None)
-    except _FIXABLE as error:
-        stderr.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-        if json:
-            result({"ok": False, "error": str(error)})
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        stderr.print("stopped")
-        raise typer.Exit(0) from None
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +41,50 @@ def bars() -> Iterator[Any]:
             progress.update(tasks[step], completed=done, total=total)
 
         yield report
+
+
+class Pace:
+    """Bars with items/s and what is left; where nobody watches a terminal, a line now and then. Use with `with`."""
+
+    def __init__(
+        self, say: Callable[[str], None], *, every_s: float = 10.0, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._say, self._every_s, self._clock = say, every_s, clock
+        self._steps: dict[str, list[float]] = {}  # began, items then, now, items now
+        self._said = 0.0
+        self._bars = bars() if stderr.is_terminal else None
+
+    def __enter__(self) -> Pace:
+        self._draw = self._bars.__enter__() if self._bars is not None else None
+        return self
+
+    def __exit__(self, *exit_: Any) -> None:
+        if self._bars is not None:
+            self._bars.__exit__(*exit_)
+
+    def report(self, step: str, done: int, total: int | None) -> None:
+        """Take one report, see `models.progress.Progress`."""
+        now = self._clock()
+        began, first, *_ = self._steps.setdefault(step, [now, done, now, done])
+        self._steps[step] = [began, first, now, done]
+        rate = (done - first) / max(now - began, 1e-9)
+        if self._draw is not None:
+            self._draw(step, done, total)
+        elif total and rate and (now - self._said >= self._every_s or done == total):
+            self._said = now
+            left = f", {(total - done) / rate:.0f} s left" if done < total else ""
+            self._say(f"{step}: {done:,} of {total:,}, {rate:.0f} items/s{left}")
+
+    def facts(self) -> dict[str, Any]:
+        """Return items, seconds and items/s of each step, start-up apart."""
+        return {
+            step: {
+                "items": int(done - first),
+                "seconds": round(now - began, 3),
+                "items_per_s": round((done - first) / (now - began), 1) if now > began else None,
+            }
+            for step, (began, first, now, done) in self._steps.items()
+        }
 
 
 def answer_table(answer: Mapping[str, Any], *, title: str, before: Mapping[str, int] | None = None) -> Table:

@@ -14,9 +14,12 @@ from cluster.errors import OperatorError
 from cluster.stack import publish, running
 from cluster.workspace import Workspace
 from models.hub import resolve
+from models.progress import Progress
 from models.releases import Release
 from pipelines.build import Builder, BuildReport, StepReport
 from pipelines.dataset import Dataset, write_dataset
+from pipelines.embedding.assemble import Embedder
+from pipelines.embedding.runners import InlineRunner
 from pipelines.importers import IMPORTERS, ImportFailed
 
 
@@ -55,26 +58,53 @@ def build(settings: Settings, *, dataset: str | None = None) -> BuildReport:
     """Build a release of a data set, keep it as the latest, and publish it where a cluster runs."""
     workspace = Workspace(settings)
     data = workspace.dataset(dataset)
-    book = workspace.releases()
-    before = book.latest()
+    before = workspace.releases().latest()
+    embedder = Embedder(
+        workspace.artifacts(),
+        workspace.encoder_spec(),
+        InlineRunner(lambda: workspace.encoder(threads=os.cpu_count() or 1)),
+        previous=None if before is None else before.artifacts["embeddings"],
+    )
     with bars() as progress:
-        builder = Builder(
-            workspace.artifacts(),
-            settings=settings.pipelines,
-            retrieval=settings.models.retrieval,
-            encoder=lambda: workspace.encoder(threads=os.cpu_count() or 1),
-            encoder_uri=settings.models.encoder.uri,
-            text_ranker=_text_ranker(settings, workspace),
-            progress=progress,
-            on_step=_tell,
-        )
-        report = builder.run(data, parent=None if before is None else before.release_id)
+        report = build_release(settings, data, embedder=embedder, progress=progress)
+    keep_release(settings, report.release)
+    return report
+
+
+def build_release(
+    settings: Settings,
+    data: Dataset,
+    *,
+    embedder: Embedder,
+    progress: Progress,
+    keep_ranker_of: Release | None = None,
+) -> BuildReport:
+    """Make what is missing of a release of `data`; nothing is kept as the latest or published."""
+    workspace = Workspace(settings)
+    before = workspace.releases().latest()
+    report = Builder(
+        workspace.artifacts(),
+        settings=settings.pipelines,
+        retrieval=settings.models.retrieval,
+        encoder=workspace.encoder,
+        encoder_uri=settings.models.encoder.uri,
+        text_ranker=_text_ranker(settings, workspace),
+        embedder=embedder,
+        keep_ranker_of=keep_ranker_of,
+        progress=progress,
+        on_step=_tell,
+    ).run(data, parent=None if before is None else before.release_id)
     _check_dimension(settings, workspace, report.release)
-    book.save(report.release)
+    return report
+
+
+def keep_release(settings: Settings, release: Release) -> None:
+    """Keep a release as the latest, and publish it where a cluster runs."""
+    workspace = Workspace(settings)
+    workspace.releases().save(release)
     if running(settings):
         os.environ.update(workspace.secrets())
-        say(f"published as epoch {publish(settings, report.release)}")
-    return report
+        say(f"published as epoch {publish(settings, release)}")
 
 
 def _text_ranker(settings: Settings, workspace: Workspace) -> tuple[str, Callable[[], Path]] | None:

@@ -59,6 +59,11 @@ def token_file(state: Path) -> Path:
     return state.resolve() / "ray_token"
 
 
+def address_file(state: Path) -> Path:
+    """Return the file that says where the Ray of this state folder is reached while it runs."""
+    return state.resolve() / "ray_address"
+
+
 def runtime_folder(state: Path) -> Path:
     """Return where Ray and HAProxy keep sockets, sessions and logs of this state folder.
 

@@ -22,7 +22,7 @@ from typing import Self
 from cluster.errors import OperatorError
 from cluster.ledger import Ended, Ledger
 from cluster.ports import require_free
-from cluster.ray_options import RayOptions, environment, ports_of, runtime_folder, token_file
+from cluster.ray_options import RayOptions, address_file, environment, ports_of, runtime_folder, token_file
 from models.origin import ForeignPackage, check_origin
 
 
@@ -43,10 +43,11 @@ class RayRuntime:
         self._ledger = ledger
         self._from: str | None = None
 
-    def start(self) -> None:
+    def start(self, *, http: bool = True) -> None:
         """Start Ray; the caller has ended what an earlier start left (`Ledger.end_all`).
 
-        The current directory becomes the state folder until `shutdown`.
+        The current directory becomes the state folder until `shutdown`. Without `http` the ports may be in use: nothing
+        is going to listen on them.
 
         Raises:
             OperatorError: A package of ours is hidden by a stranger's, or a folder is not ours.
@@ -54,7 +55,8 @@ class RayRuntime:
             RayTooEarly: ray was imported before.
         """
         verify_packages()
-        require_free(ports_of(self._options))
+        if http:
+            require_free(ports_of(self._options))
         prepare(self._options)
         import ray
 
@@ -74,6 +76,7 @@ class RayRuntime:
                 _temp_dir=str(runtime_folder(self._options.state) / "r"),
                 _metrics_export_port=self._options.ray_metrics_port,
             )
+        address_file(self._options.state).write_text(ray.get_runtime_context().gcs_address)
         self.record()
 
     def start_http(self) -> None:
@@ -104,6 +107,7 @@ class RayRuntime:
         Returns:
             What had to be swept after Ray said it was done.
         """
+        address_file(self._options.state).unlink(missing_ok=True)
         ray = sys.modules.get("ray")
         if ray is not None and ray.is_initialized():
             from ray import serve as ray_serve

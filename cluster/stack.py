@@ -160,7 +160,7 @@ class Stack:
                 "serve": self._settings.serve.model_dump(),
                 "models": self._settings.models.model_dump(),
                 "artifacts_url": self._settings.artifacts_url,
-                "artifact_cache": str(of.root / "artifact-cache"),
+                "artifact_cache": str(of.artifact_cache),
                 "records_folder": str(of.records),
                 "events_folder": str(of.root / "events"),
                 "encoder_folder": str(of.encoder_folder()),

@@ -18,6 +18,7 @@ from models.hub import resolve, resolve_generator
 from models.progress import Progress, silent
 from models.releases import ReleaseBook
 from pipelines.dataset import Dataset, read_dataset
+from pipelines.embedding.blocks import EncoderSpec
 from serve.auth import DEFAULT_TENANT
 from serve.deployments.replica import CACHE_URL, SIGNING_KEY, STORE_URL
 
@@ -33,10 +34,11 @@ class Workspace:
         self.data = self.root / "data"
         self.records = self.root / "records"
         self.logs = self.root / "logs"
+        self.artifact_cache = self.root / "artifact-cache"
 
     def artifacts(self, tenant: str = DEFAULT_TENANT) -> ArtifactStore:
         """Open the artifact store of a tenant."""
-        return ArtifactStore(self.settings.artifacts_url, cache=self.root / "artifact-cache", tenant=tenant)
+        return ArtifactStore(self.settings.artifacts_url, cache=self.artifact_cache, tenant=tenant)
 
     def releases(self, tenant: str = DEFAULT_TENANT) -> ReleaseBook:
         """Open the releases of a tenant."""
@@ -56,6 +58,11 @@ class Workspace:
     def encoder_folder(self, *, progress: Progress = silent) -> Path:
         """Return the encoder's folder, fetched when it is not there."""
         return resolve(self.settings.models.encoder.uri, cache=self.models, progress=progress)
+
+    def encoder_spec(self) -> EncoderSpec:
+        """Return what decides the vector of a text."""
+        of = self.settings.models.encoder
+        return EncoderSpec(of.uri, max_tokens=of.max_tokens, batch_size=of.batch_size)
 
     def generator_folder(self, *, progress: Progress = silent) -> Path:
         """Return the language model's folder, fetched and converted when it is not there."""

@@ -71,19 +71,22 @@ class Builder:
         encoder_uri: str,
         text_ranker: tuple[str, Callable[[], Path]] | None = None,
         embedder: Embedder | None = None,
+        keep_ranker_of: Release | None = None,
         progress: Progress = silent,
         on_step: Callable[[StepReport], None] = lambda _: None,
     ) -> None:
         """`encoder` is called only when there is something to embed; `retrieval` is what serving will use.
 
         `text_ranker` is the URI of a text ranker and how to fetch it; None trains the compressed one. `embedder` says
-        how vectors are made; None computes them here.
+        how vectors are made; None computes them here. The ranker of `keep_ranker_of`, or its lack of one, goes on in
+        place of a new one: right while vectors come from the same encoder.
         """
         self._artifacts = artifacts
         self._settings = settings
         self._retrieval = retrieval
         self._embedder = embedder or Embedder(artifacts, EncoderSpec(encoder_uri), InlineRunner(encoder))
         self._text_ranker = text_ranker
+        self._keep_ranker_of = keep_ranker_of
         self._progress = progress
         self._on_step = on_step
         self._steps: list[StepReport] = []
@@ -120,15 +123,23 @@ class Builder:
         steps = [catalog_step, embedding_step, index_step, behaviour_step, statistics_step]
         references = {a.ref.split("/")[0]: a.ref for a in steps}
         notes: dict[str, Any] = {"dataset": dataset.name, "items": len(catalog), "events": len(dataset.events)}
-        if self._settings.train_ranker:
-            inputs = self._ranker_inputs({**events, "embeddings": embedding_step.ref})
-            make = self._train if self._text_ranker is None else self._take_text
-            ranker = self._step("ranker", inputs, lambda to: make(dataset, catalog, np.asarray(embeddings), to))
-            notes["ranker"] = dict(ranker.meta.get("metrics", {}))
+        before = self._keep_ranker_of
+        if before is not None:
+            references |= {kind: ref for kind, ref in before.artifacts.items() if kind == "ranker"}
+            notes["ranker"] = before.notes.get("ranker", {})
+        elif self._settings.train_ranker:
+            notes["ranker"] = self._rank(dataset, catalog, embeddings, {**events, "embeddings": embedding_step.ref})
             # Measured on validation events: a ranker below retrieval order is kept, but not switched on.
             if notes["ranker"].get("switch_on"):
-                references["ranker"] = ranker.ref
+                references["ranker"] = str(self._steps[-1].ref)
         return BuildReport(new_release(references, parent=parent, **notes), self._steps)
+
+    def _rank(self, dataset: Dataset, catalog: ItemCatalog, embeddings: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the ranker and return how it did."""
+        make = self._train if self._text_ranker is None else self._take_text
+        inputs = self._ranker_inputs(data)
+        ranker = self._step("ranker", inputs, lambda to: make(dataset, catalog, np.asarray(embeddings), to))
+        return dict(ranker.meta.get("metrics", {}))
 
     def _step(self, kind: str, inputs: Mapping[str, Any], make: Make, *, anew: bool = False) -> Artifact:
         started = time.perf_counter()

@@ -111,13 +111,25 @@ class RayRunner:
             EncodeBlocks,
             fn_constructor_args=(self._place(catalog.ref), self._encoder),
             batch_size=1,
-            concurrency=workers,
+            compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=self._settings.cpus_per_worker,
             num_gpus=self._settings.gpus_per_worker,
         )
         for row in data.iter_rows():
             self.times.append(BlockTime(**row))
             done(int(row["items"]))
+
+
+def items_per_s(times: Sequence[BlockTime]) -> float | None:
+    """Return how fast blocks were computed once every worker was ready; None without any."""
+    warm = max((t.ready_s for t in times), default=0.0)
+    counted = [t for t in times if t.ended_s > warm]
+    if not counted:
+        return None
+    began = max(warm, min(t.began_s for t in counted))
+    # A block that was begun before counts with the share of it that came after.
+    items = sum(t.items * (t.ended_s - max(t.began_s, began)) / max(t.ended_s - t.began_s, 1e-9) for t in counted)
+    return float(items / (max(t.ended_s for t in counted) - began))
 
 
 def quiet_ray_data() -> None:
@@ -128,4 +140,4 @@ def quiet_ray_data() -> None:
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -10,14 +10,14 @@ import typer
 from pydantic import BaseModel
 from typer.testing import CliRunner, Result
 
-from cluster import cli
+from cluster import operating
 from cluster.cli import app
 from cluster.config import load_settings
 from cluster.workspace import Workspace
 from loadtests.bench import registry
 from loadtests.bench.harness import BenchContext
 
-COMMANDS = ("demo", "up", "down", "status", "import", "build", "recommend", "ingest", "evaluate", "bench")
+COMMANDS = ("demo", "up", "down", "status", "import", "build", "reembed", "recommend", "ingest", "evaluate", "bench")
 
 
 @pytest.fixture(autouse=True)
@@ -124,17 +124,17 @@ def test_a_data_set_that_was_damaged_is_a_sentence_too(run, tmp_path) -> None:
     assert "import it again" in sentence(run("build"))
 
 
-@pytest.mark.parametrize("error", cli._FIXABLE)
+@pytest.mark.parametrize("error", operating.FIXABLE)
 def test_every_error_that_names_its_fix_is_a_sentence(error, capsys) -> None:
-    with pytest.raises(typer.Exit) as ended, cli._operating("local", None):
+    with pytest.raises(typer.Exit) as ended, operating.operating("local", None):
         raise error("free the port [6390]")
     assert ended.value.exit_code == 1 and "error: free the port [6390]" in capsys.readouterr().err
 
 
 def test_a_bug_is_a_traceback_and_an_interrupt_an_orderly_end(capsys) -> None:
-    with pytest.raises(ZeroDivisionError), cli._operating("local", None):
+    with pytest.raises(ZeroDivisionError), operating.operating("local", None):
         _ = 1 / 0
-    with pytest.raises(typer.Exit) as ended, cli._operating("local", None):
+    with pytest.raises(typer.Exit) as ended, operating.operating("local", None):
         signal.raise_signal(signal.SIGTERM)
     assert ended.value.exit_code == 0 and "stopped" in capsys.readouterr().err
 

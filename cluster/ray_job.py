@@ -1,0 +1,61 @@
+"""Ray for offline work: the running cluster of this state folder where there is one, else a Ray of our own for a while.
+
+Called by commands that run Ray Data. Nothing listens for HTTP in a Ray of our own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from cluster.config import Settings
+from cluster.ledger import Ledger, StateLocked
+from cluster.ray_options import RayOptions, address_file, environment
+from cluster.ray_runtime import RayRuntime, prepare, verify_packages
+from cluster.stack import Say, ray_options
+
+
+@contextmanager
+def job_ray(settings: Settings, *, say: Say = lambda _: None) -> Iterator[None]:
+    """Connect this process to Ray for as long as the block runs.
+
+    Raises StateLocked when another process holds the state folder without a Ray to join (it is starting or stopping).
+    """
+    options = ray_options(settings)
+    ledger = Ledger(settings.state)
+    address = address_file(settings.state)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(ledger.lock())
+        except StateLocked:
+            if not address.is_file():
+                raise
+            stack.enter_context(_joined(options, address.read_text().strip()))
+        else:
+            ledger.end_all()
+            say("starting Ray for this job")
+            prepare(options)
+            ledger.record(os.getpid(), "raycommend job", "driver")
+            runtime = RayRuntime(options, ledger=ledger)
+            stack.callback(runtime.shutdown)
+            runtime.start(http=False)
+        yield
+
+
+@contextmanager
+def _joined(options: RayOptions, address: str) -> Iterator[None]:
+    verify_packages()
+    os.environ.update(environment(options))
+    import ray
+
+    before = os.getcwd()
+    # As `up` does: Ray puts the driver's folder on every worker's path.
+    os.chdir(options.state)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, namespace="raycommend")
+        yield
+    finally:
+        ray.shutdown()
+        os.chdir(before)

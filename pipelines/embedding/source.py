@@ -1,0 +1,159 @@
+"""Reads a catalog with Ray Data: Parquet, JSON lines or Arrow files, local or at any fsspec URL.
+
+Rows are read side by side, each with its file and number; they are then checked in that order by the same rules as
+`import generic`, so which rows are bad does not depend on how the reading was spread. Called by `reembed --catalog`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from models.catalog import Item
+from models.progress import Progress, silent
+from pipelines.embedding.runners import quiet_ray_data
+from pipelines.importers.rejects import ImportFailed, Rejects
+from pipelines.importers.rows import BadRow, ItemRows
+
+JSON_LINES = frozenset({".jsonl", ".ndjson", ".json"})
+ARROW = frozenset({".arrow", ".feather", ".ipc"})
+PARQUET = frozenset({".parquet"})
+_MAX_LINE_BYTES = 1 << 20
+
+
+def read_items(url: str, *, rejects: Path, max_bad_rows: int, progress: Progress = silent) -> list[Item]:
+    """Return the items of the file or folder at `url`, in the order of files and rows.
+
+    Bad rows go to `rejects` with file, row and reason. Raises ImportFailed when there are more than `max_bad_rows`, or
+    when nothing there can be read.
+    """
+    paths, filesystem = _files(url)
+    bad = Rejects(rejects, max_bad_rows=max_bad_rows)
+    items = ItemRows()
+    try:
+        for number, (file, row, given) in enumerate(_rows(paths, filesystem), start=1):
+            try:
+                if isinstance(given, BadRow):
+                    raise given
+                items.add(given)
+            except BadRow as error:
+                bad.add(Path(file), row, str(error))
+            if number % 10_000 == 0:
+                progress("read", number, None)
+        bad.finish()
+    finally:
+        bad.close()
+    return items.items
+
+
+def _files(url: str) -> tuple[list[str], Any]:
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        found = sorted(filesystem.find(path)) if filesystem.isdir(path) else [path]
+        there = all(filesystem.exists(p) for p in found)
+    except (OSError, ValueError, ImportError) as error:
+        raise ImportFailed(f"{url}: cannot be opened ({type(error).__name__}: {error})") from error
+    readable = [p for p in found if _suffix(p) in JSON_LINES | ARROW | PARQUET]
+    if not readable or not there:
+        raise ImportFailed(f"{url}: no .parquet, .jsonl or .arrow file there")
+    return readable, filesystem
+
+
+def _rows(paths: list[str], filesystem: Any) -> Iterator[tuple[str, int, Any]]:
+    """Yield (file, row number from 1, row or BadRow); files in order, rows in order."""
+    import ray
+
+    quiet_ray_data()
+    context = ray.data.DataContext.get_current()
+    before, context.execution_options.preserve_order = context.execution_options.preserve_order, True
+    try:
+        data = ray.data.from_items([{"path": p} for p in paths], override_num_blocks=len(paths))
+        read = data.flat_map(_Reader(filesystem))
+        for row in read.iter_rows():
+            reason = row["reason"]
+            yield row["file"], int(row["row"]), BadRow(reason) if reason else json.loads(row["json"])
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, ImportFailed) else None
+        raise ImportFailed(str(cause or error)) from error
+    finally:
+        context.execution_options.preserve_order = before
+
+
+class _Reader:
+    """Reads one file in a worker; rows travel as JSON text, so that files of different columns mix."""
+
+    def __init__(self, filesystem: Any) -> None:
+        self._filesystem = filesystem
+
+    def __call__(self, row: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+        path = str(row["path"])
+        name = PurePosixPath(path).name
+        for number, given in enumerate(self._read(path), start=1):
+            reason = str(given) if isinstance(given, BadRow) else ""
+            text = "" if reason else json.dumps(given, ensure_ascii=False, default=str)
+            yield {"file": name, "row": number, "json": text, "reason": reason}
+
+    def _read(self, path: str) -> Iterator[Any]:
+        import pyarrow as pa
+
+        try:
+            with self._filesystem.open(path, "rb") as file:
+                if _suffix(path) in JSON_LINES:
+                    yield from _json_lines(file)
+                else:
+                    for batch in _parquet(file) if _suffix(path) in PARQUET else _arrow(file):
+                        yield from _plain(batch)
+        except (OSError, pa.ArrowException) as error:
+            raise ImportFailed(f"{PurePosixPath(path).name}: not a readable file ({error})") from error
+
+
+def _json_lines(file: Any) -> Iterator[Any]:
+    import orjson
+
+    for line in file:
+        if len(line) > _MAX_LINE_BYTES:
+            yield BadRow(f"line: longer than {_MAX_LINE_BYTES} bytes")
+            continue
+        if line.isspace():
+            continue
+        try:
+            parsed = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            yield BadRow(f"broken JSON: {error.msg} at character {error.pos}")
+            continue
+        yield parsed if isinstance(parsed, dict) else BadRow("line: not a JSON object")
+
+
+def _parquet(file: Any) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
+    yield from pq.ParquetFile(file).iter_batches(batch_size=8192)
+
+
+def _arrow(file: Any) -> Iterator[Any]:
+    import pyarrow as pa
+
+    reader = pa.ipc.open_file(file)
+    for number in range(reader.num_record_batches):
+        yield reader.get_batch(number)
+
+
+def _plain(batch: Any) -> Iterator[dict[str, Any]]:
+    for row in batch.to_pylist():
+        given = row.get("attributes")
+        if isinstance(given, list) and all(isinstance(pair, tuple) for pair in given):
+            row["attributes"] = dict(given)  # a map column
+        elif isinstance(given, str):
+            try:
+                row["attributes"] = json.loads(given)
+            except ValueError:
+                row["attributes"] = given  # refused with its reason by the check
+        yield row
+
+
+def _suffix(path: str) -> str:
+    return PurePosixPath(path).suffix.lower()

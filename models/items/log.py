@@ -37,6 +37,14 @@ class ItemLog(Protocol):
         """Return up to `limit` changes with a sequence number above `after`, in order."""
         ...
 
+    async def trim_items(self, tenant: str, *, up_to: int) -> None:
+        """Drop the changes up to number `up_to`: releases that anybody may still serve know them."""
+        ...
+
+    async def continue_items(self, tenant: str, *, after: int) -> None:
+        """Number the next change above `after`: in a new store, the log goes on where the release left the old one."""
+        ...
+
     async def close(self) -> None:
         """Close all connections."""
         ...
@@ -48,6 +56,7 @@ class MemoryItemLog:
     def __init__(self, *, limit: int = 20_000) -> None:
         self._limit = limit
         self._changes: dict[str, list[ItemChange]] = {}
+        self._first: dict[str, int] = {}  # number of the first change that is kept, less one
 
     async def append_item(self, tenant: str, change: ItemChange) -> int:
         """See `ItemLog.append_item`; nothing survives the process."""
@@ -56,13 +65,27 @@ class MemoryItemLog:
         if len(changes) >= self._limit:
             raise ItemLogFull(_FULL)
         changes.append(change)
-        return len(changes)
+        return self._first.get(tenant, 0) + len(changes)
 
     async def read_items(self, tenant: str, *, after: int, limit: int = 1000) -> Sequence[Numbered]:
         """See `ItemLog.read_items`."""
         check_tenant(tenant)
-        found = self._changes.get(tenant, [])[after : after + limit]
-        return list(enumerate(found, start=after + 1))
+        first = self._first.get(tenant, 0)
+        skipped = max(0, after - first)
+        found = self._changes.get(tenant, [])[skipped : skipped + limit]
+        return list(enumerate(found, start=first + skipped + 1))
+
+    async def trim_items(self, tenant: str, *, up_to: int) -> None:
+        """See `ItemLog.trim_items`."""
+        changes, first = self._changes.get(tenant, []), self._first.get(tenant, 0)
+        dropped = min(len(changes), max(0, up_to - first))
+        del changes[:dropped]
+        self._first[tenant] = first + dropped
+
+    async def continue_items(self, tenant: str, *, after: int) -> None:
+        """See `ItemLog.continue_items`."""
+        if not self._changes.get(tenant):
+            self._first[tenant] = max(after, self._first.get(tenant, 0))
 
     async def close(self) -> None:
         """See `ItemLog.close`; nothing to close."""
@@ -98,6 +121,24 @@ class RedisItemLog(RedisStore):
             await self._check_meta()
             (reply,) = await self._call([(log, ("XRANGE", log, f"({after}-0", "+", "COUNT", limit))])
         return [_numbered(entry_id, fields) for entry_id, fields in checked(reply) or []]
+
+    async def trim_items(self, tenant: str, *, up_to: int) -> None:
+        """See `ItemLog.trim_items`."""
+        check_tenant(tenant)
+        log = _key(tenant)
+        async with self._bound(self._write_timeout_s):
+            await self._check_meta()
+            (reply,) = await self._call([(log, ("XTRIM", log, "MINID", f"{up_to + 1}-0"))])
+        checked(reply)
+
+    async def continue_items(self, tenant: str, *, after: int) -> None:
+        """See `ItemLog.continue_items`."""
+        check_tenant(tenant)
+        log = _key(tenant)
+        async with self._bound(self._write_timeout_s):
+            await self._check_meta()
+            (reply,) = await self._call([(log, fcall("rc_item_floor", [log, log + ":last"], [after]))])
+        checked(reply)
 
 
 _FULL = "the item log is full: build and publish a release, which takes its changes in"

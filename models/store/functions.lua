@@ -293,7 +293,57 @@ local function item_append(keys, args)
   return sequence
 end
 
+-- KEYS: item log, its last number. ARGV: a number. The log goes on above that number: a release knows changes up to it.
+local function item_floor(keys, args)
+  if tonumber(redis.call("GET", keys[2]) or "0") < tonumber(args[1]) then redis.call("SET", keys[2], args[1]) end
+end
+
+local function now_ms()
+  local time = redis.call("TIME")
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+-- KEYS: proposal. ARGV: text, release id, publisher, time to live in ms. Returns nothing, or the id that somebody else
+-- proposes.
+local function propose(keys, args)
+  local held = redis.call("HMGET", keys[1], "id", "by")
+  if held[1] and held[1] ~= args[2] and held[2] ~= args[3] then return held[1] end
+  redis.call("HSET", keys[1], "text", args[1], "id", args[2], "by", args[3])
+  redis.call("PEXPIRE", keys[1], args[4])
+end
+
+-- KEYS: proposal. ARGV: publisher.
+local function withdraw(keys, args)
+  if redis.call("HGET", keys[1], "by") == args[1] then redis.call("DEL", keys[1]) end
+end
+
+-- KEYS: standings. ARGV: replica, what it says. The time goes before it.
+local function report(keys, args)
+  redis.call("HSET", keys[1], args[1], string.format("%.0f:", now_ms()) .. args[2])
+end
+
+-- KEYS: standings. ARGV: greatest age in ms. Returns replica, what it said, …; what is older is removed.
+local function standings(keys, args)
+  local oldest, found = now_ms() - tonumber(args[1]), {}
+  local all = redis.call("HGETALL", keys[1])
+  for i = 1, #all, 2 do
+    local at, body = string.match(all[i + 1], "^(%d+):(.*)$")
+    if at and tonumber(at) >= oldest then
+      found[#found + 1] = all[i]
+      found[#found + 1] = body
+    else
+      redis.call("HDEL", keys[1], all[i])
+    end
+  end
+  return found
+end
+
 redis.register_function("rc_append_@VERSION@", append)
+redis.register_function("rc_item_floor_@VERSION@", item_floor)
+redis.register_function("rc_propose_@VERSION@", propose)
+redis.register_function("rc_withdraw_@VERSION@", withdraw)
+redis.register_function("rc_report_@VERSION@", report)
+redis.register_function("rc_standings_@VERSION@", standings)
 redis.register_function("rc_item_append_@VERSION@", item_append)
 redis.register_function{function_name = "rc_fetch_@VERSION@", callback = fetch, flags = {"no-writes"}}
 redis.register_function{function_name = "rc_peek_@VERSION@", callback = peek, flags = {"no-writes"}}

@@ -143,6 +143,16 @@ class ArtifactStore:
         except FileNotFoundError:
             return None
 
+    def texts(self, folder: str) -> list[str]:
+        """Return the names, without the ending, of the JSON documents in a folder."""
+        found = self._fs.glob(f"{self._root}/{folder}/*.json")
+        return sorted(p.split("/")[-1].removesuffix(".json") for p in found)
+
+    def remove_text(self, name: str) -> None:
+        """Remove a small document; harmless where there is none."""
+        if self._fs.exists(f"{self._root}/{name}"):
+            self._fs.rm(f"{self._root}/{name}")
+
     def _manifest(self, ref: str) -> dict[str, Any]:
         try:
             text = self._fs.cat_file(f"{self._root}/{ref}/{MANIFEST}").decode()

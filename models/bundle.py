@@ -63,7 +63,11 @@ class ReleaseBundle:
         from models.items.live import LiveItems
 
         alone = self.alone or self
-        items = (self.items or LiveItems(self.item_sequence)).after(changes, alone.catalog)
+        return self.with_items((self.items or LiveItems(self.item_sequence)).after(changes, alone.catalog))
+
+    def with_items(self, items: LiveItems) -> ReleaseBundle:
+        """Return the same release with `items` in place of those it has now; this bundle stays as it is."""
+        alone = self.alone or self
         vectors = items.vectors(alone.embeddings)
         # Vectors that read like the array they extend; everything downstream only reads.
         embeddings: npt.NDArray[np.float32] = vectors  # type: ignore[assignment]
@@ -204,16 +208,34 @@ def bundle_in_memory(
     return bundle
 
 
-def load_bundle(store: ArtifactStore, release: Release, *, settings: RetrievalSettings) -> ReleaseBundle:
-    """Pull, verify and map every artifact of `release`. Raises ArtifactError naming the artifact and file."""
+def load_bundle(
+    store: ArtifactStore, release: Release, *, settings: RetrievalSettings, encoder: str | None = None
+) -> ReleaseBundle:
+    """Pull, verify and map every artifact of `release`. Raises ArtifactError naming the artifact and file.
+
+    `encoder` is the URI of what embeds queries here: vectors of another one are refused.
+    """
+    from models.items.folded import withheld_rows
+    from models.items.live import LiveItems
+
     artifacts: dict[str, Artifact] = {kind: store.get(ref) for kind, ref in release.artifacts.items()}
     catalog = ItemCatalog(artifacts["catalog"].path)
-    file = artifacts["embeddings"].path / EMBEDDINGS_FILE
-    embeddings = np.load(file, mmap_mode="r", allow_pickle=False)
+    vectors = artifacts["embeddings"]
+    made_by = vectors.meta.get("inputs", {}).get("encoder")
+    if encoder is not None and made_by not in (None, encoder):
+        raise ArtifactError(f"{vectors.ref}: made by the encoder {made_by}, queries are embedded by {encoder}")
+    embeddings = np.load(vectors.path / EMBEDDINGS_FILE, mmap_mode="r", allow_pickle=False)
     if embeddings.ndim != 2 or len(embeddings) != len(catalog):
-        raise ArtifactError(f"{artifacts['embeddings'].ref}: {embeddings.shape} for {len(catalog)} items")
+        raise ArtifactError(f"{vectors.ref}: {embeddings.shape} for {len(catalog)} items")
     folders = {kind: artifact.path for kind, artifact in artifacts.items()}
-    return ReleaseBundle(release, folders, catalog, embeddings, settings)
+    bundle = ReleaseBundle(release, folders, catalog, embeddings, settings)
+    try:
+        withheld = withheld_rows(artifacts["catalog"].path, catalog)
+    except ValueError as error:
+        raise ArtifactError(f"{artifacts['catalog'].ref}: {error}") from error
+    if withheld:
+        return bundle.with_items(LiveItems(release.item_log_seq, withheld))
+    return bundle
 
 
 def _ranks(counts: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:

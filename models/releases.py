@@ -66,9 +66,11 @@ class Release:
         return release
 
 
-def new_release(artifacts: Mapping[str, str], *, parent: str | None = None, **notes: Any) -> Release:
+def new_release(
+    artifacts: Mapping[str, str], *, parent: str | None = None, item_log_seq: int = 0, **notes: Any
+) -> Release:
     """Create a release of now."""
-    return Release(dict(artifacts), created_ms=int(time.time() * 1000), parent=parent, notes=notes)
+    return Release(dict(artifacts), item_log_seq, int(time.time() * 1000), parent, notes)
 
 
 class ReleaseBook:
@@ -83,6 +85,19 @@ class ReleaseBook:
         """Keep a release and make it the latest."""
         self._artifacts.write_text(f"releases/{release.release_id}.json", release.to_json())
         self._artifacts.write_text(self._LATEST, release.release_id)
+
+    def get(self, release_id: str) -> Release | None:
+        """Return one release, or None where there is none of this name. Raises ValueError on a damaged document."""
+        text = self._artifacts.read_text(f"releases/{release_id}.json")
+        return None if text is None else Release.from_json(text)
+
+    def names(self) -> list[str]:
+        """Return the ids of all releases."""
+        return self._artifacts.texts("releases")
+
+    def remove(self, release_id: str) -> None:
+        """Forget a release; its artifacts stay."""
+        self._artifacts.remove_text(f"releases/{release_id}.json")
 
     def latest(self) -> Release | None:
         """Return the release built last, or None before the first. Raises ValueError on a damaged document."""

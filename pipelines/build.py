@@ -23,6 +23,7 @@ from models.artifacts import Artifact, ArtifactError, ArtifactStore
 from models.bundle import EMBEDDINGS_FILE
 from models.catalog import CATALOG_FILE, ItemCatalog, write_catalog
 from models.encoder import Encoder
+from models.items.folded import write_folded
 from models.progress import Progress, silent
 from models.rankers.fusion import FEATURE_NAMES
 from models.releases import Release, new_release
@@ -31,6 +32,7 @@ from pipelines.dataset import Dataset
 from pipelines.embedding.assemble import Embedder
 from pipelines.embedding.blocks import EncoderSpec
 from pipelines.embedding.runners import InlineRunner
+from pipelines.fold import Fold
 from pipelines.settings import PipelinesSettings
 
 FORMATS = {"catalog": 1, "embeddings": 2, "index": 2, "behaviour": 5, "statistics": 1, "ranker": 1}
@@ -91,14 +93,17 @@ class Builder:
         self._on_step = on_step
         self._steps: list[StepReport] = []
 
-    def run(self, dataset: Dataset, *, parent: str | None = None) -> BuildReport:
-        """Build every artifact of `dataset` and return the release (not yet published).
+    def run(self, dataset: Dataset, *, parent: str | None = None, fold: Fold | None = None) -> BuildReport:
+        """Build every artifact of `dataset`, with what the item log did to it, and return the release (not published).
 
         Raises ValueError for a data set without items.
         """
+        fold = fold or Fold()
+        dataset = fold.applied(dataset)
         if not dataset.items:
             raise ValueError(f"{dataset.name} has no items: there is nothing to recommend")
-        catalog_step = self._step("catalog", {"items": _digest_items(dataset)}, lambda to: _write_catalog(dataset, to))
+        made_of = {"items": _digest_items(dataset), **_digest_fold(fold)}
+        catalog_step = self._step("catalog", made_of, lambda to: _write_catalog(dataset, fold, to))
         catalog = ItemCatalog(catalog_step.path)
         embedding_step = self._embed(catalog_step)
         embeddings = np.load(embedding_step.path / EMBEDDINGS_FILE, mmap_mode="r", allow_pickle=False)
@@ -118,7 +123,7 @@ class Builder:
         statistics_step = self._step(
             "statistics",
             {**events, "half_life_days": self._settings.popularity_half_life_days},
-            lambda to: self._count(dataset, catalog, to),
+            lambda to: self._count(dataset, catalog, fold, to),
         )
         steps = [catalog_step, embedding_step, index_step, behaviour_step, statistics_step]
         references = {a.ref.split("/")[0]: a.ref for a in steps}
@@ -132,7 +137,8 @@ class Builder:
             # Measured on validation events: a ranker below retrieval order is kept, but not switched on.
             if notes["ranker"].get("switch_on"):
                 references["ranker"] = str(self._steps[-1].ref)
-        return BuildReport(new_release(references, parent=parent, **notes), self._steps)
+        release = new_release(references, parent=parent, item_log_seq=fold.sequence, **notes)
+        return BuildReport(release, self._steps)
 
     def _rank(self, dataset: Dataset, catalog: ItemCatalog, embeddings: Any, data: Mapping[str, Any]) -> dict[str, Any]:
         """Make the ranker and return how it did."""
@@ -189,11 +195,14 @@ class Builder:
         fitted.save(to)
         return {"events": len(dataset.events), "user_clusters": len(fitted.clusters), **_window(dataset)}
 
-    def _count(self, dataset: Dataset, catalog: ItemCatalog, to: Path) -> Mapping[str, Any]:
+    def _count(self, dataset: Dataset, catalog: ItemCatalog, fold: Fold, to: Path) -> Mapping[str, Any]:
         from models.behaviour.statistics import fit_statistics
 
         half_life = self._settings.popularity_half_life_days
-        fit_statistics(dataset.events, catalog, half_life_days=half_life).save(to)
+        counted = fit_statistics(dataset.events, catalog, half_life_days=half_life)
+        # An item that nobody took yet is as old as its first appearance in the log, or it would never be fresh.
+        appeared = [(catalog.row(name), live.changed_ms) for name, live in fold.items.items()]
+        counted.appeared({row: at for row, at in appeared if row is not None}).save(to)
         return {"events": len(dataset.events), **_window(dataset)}
 
     def _ranker_inputs(self, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,8 +263,9 @@ class Builder:
         return {"metrics": metrics, **_window(dataset)}
 
 
-def _write_catalog(dataset: Dataset, to: Path) -> Mapping[str, Any]:
+def _write_catalog(dataset: Dataset, fold: Fold, to: Path) -> Mapping[str, Any]:
     write_catalog(dataset.items, to / CATALOG_FILE)
+    write_folded(fold.items, to)
     return {"items": len(dataset.items), "dataset": dataset.name, "licence": dataset.licence}
 
 
@@ -271,6 +281,12 @@ def _index(embeddings: Any, to: Path, *, recall: float) -> Mapping[str, Any]:
 def _window(dataset: Dataset) -> dict[str, Any]:
     times = dataset.events.timestamps_ms
     return {"window_ms": [int(times[0]), int(times[-1])] if len(times) else []}
+
+
+def _digest_fold(fold: Fold) -> dict[str, Any]:
+    """Return what a fold adds to the inputs of a catalog; nothing where nothing changed."""
+    states = [(name, live.hidden, live.available, live.removed, live.changed_ms) for name, live in fold.items.items()]
+    return {"live": hashlib.sha256(json.dumps(states).encode()).hexdigest()} if states else {}
 
 
 def _digest_items(dataset: Dataset) -> str:

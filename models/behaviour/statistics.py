@@ -6,7 +6,8 @@ A `Statistics` is an immutable snapshot that retrievers map; this fit makes one 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,14 @@ class Statistics:
             np.concatenate([self.first_ms, first_ms]),
             self.as_of_ms,
         )
+
+    def appeared(self, at_ms: Mapping[int, int]) -> Statistics:
+        """Return the same with the time at which items appeared, by row; only of those that nobody took yet."""
+        first = np.array(self.first_ms)
+        for row, at in at_ms.items():
+            if self.users[row] == 0:
+                first[row] = at
+        return replace(self, first_ms=first)
 
     def save(self, folder: Path) -> None:
         """Write one npy file per column into `folder`."""

@@ -11,7 +11,8 @@ from typing import Any
 from cluster.config import Settings
 from cluster.console import bars, say
 from cluster.errors import OperatorError
-from cluster.stack import publish, running
+from cluster.publish import canary, folded, publish
+from cluster.stack import running
 from cluster.workspace import Workspace
 from models.hub import resolve
 from models.progress import Progress
@@ -58,7 +59,7 @@ def build(settings: Settings, *, dataset: str | None = None) -> BuildReport:
     """Build a release of a data set, keep it as the latest, and publish it where a cluster runs."""
     workspace = Workspace(settings)
     data = workspace.dataset(dataset)
-    before = workspace.releases().latest()
+    before = workspace.newest_release()
     embedder = Embedder(
         workspace.artifacts(),
         workspace.encoder_spec(),
@@ -93,18 +94,25 @@ def build_release(
         keep_ranker_of=keep_ranker_of,
         progress=progress,
         on_step=_tell,
-    ).run(data, parent=None if before is None else before.release_id)
+    ).run(
+        data,
+        parent=None if before is None else before.release_id,
+        fold=folded(settings, data, reachable=running(settings)),
+    )
     _check_dimension(settings, workspace, report.release)
     return report
 
 
-def keep_release(settings: Settings, release: Release) -> None:
-    """Keep a release as the latest, and publish it where a cluster runs."""
+def keep_release(settings: Settings, release: Release, *, serve: bool = True) -> None:
+    """Keep a release as the latest, and publish it where a cluster runs, unless it is not to be served now."""
     workspace = Workspace(settings)
+    if serve and running(settings):
+        swap = publish(settings, release)
+        said = f"{swap.replicas} replicas held it before the pointer moved" if swap.moved else "it was current already"
+        say(f"published as epoch {swap.epoch}: {said}")
+    else:
+        canary(settings, release, None)
     workspace.releases().save(release)
-    if running(settings):
-        os.environ.update(workspace.secrets())
-        say(f"published as epoch {publish(settings, release)}")
 
 
 def _text_ranker(settings: Settings, workspace: Workspace) -> tuple[str, Callable[[], Path]] | None:

@@ -45,10 +45,11 @@ class Wish:
 
 def reembed(settings: Settings, wish: Wish) -> tuple[BuildReport, dict[str, Any]]:
     """Make a release with new vectors; return its report and how fast it went. Publishes where a cluster runs."""
+    served = settings.models.encoder.uri
     if wish.encoder is not None:
         settings = with_encoder(settings, wish.encoder)
     workspace = Workspace(settings)
-    before = workspace.releases().latest()
+    before = workspace.newest_release()
     with job_ray(settings, say=say):
         dataset = _dataset(settings, workspace, wish)
         runner = RayRunner(_places(settings, workspace), encoder_of(settings, workspace), settings.pipelines.embedding)
@@ -62,7 +63,11 @@ def reembed(settings: Settings, wish: Wish) -> tuple[BuildReport, dict[str, Any]
         with Pace(say) as pace:
             kept = before if _same_encoder(workspace, before) else None
             report = build_release(settings, dataset, embedder=embedder, progress=pace.report, keep_ranker_of=kept)
-    keep_release(settings, report.release)
+    other = settings.models.encoder.uri != served
+    if other:
+        say(f"to serve it, start `up` with --set models.encoder.uri={settings.models.encoder.uri}")
+    # What runs embeds queries with the encoder it was started with, so it cannot serve vectors of another one.
+    keep_release(settings, report.release, serve=not other)
     return report, {"warm_items_per_s": items_per_s(runner.times), **pace.facts()}
 
 

@@ -39,6 +39,89 @@ def reembed(
             stdout.print(f"release {release.release_id}")
 
 
+def rollback(
+    to: Annotated[str | None, typer.Option(help="A release to go to; the default is the one before.")] = None,
+    env: Env = "local",
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Serve the release before again; the replicas hold it, so that is a matter of a second."""
+    from cluster.publish import rollback
+
+    with operating(env, set_, json=json) as settings:
+        release, swap = rollback(settings, to=to)
+        if json:
+            facts = {"epoch": swap.epoch, "replicas": swap.replicas, "moved": swap.moved}
+            result({"ok": True, "release": release.release_id, **facts})
+        else:
+            stdout.print(f"release {release.release_id}")
+
+
+releases = typer.Typer(no_args_is_help=True, help="What was built, what of it is whole, and what may go.")
+
+
+@releases.command("list")
+def list_(env: Env = "local", set_: Set = None, json: Json = False) -> None:
+    """List releases, newest first."""
+    from cluster.releases import list_releases
+
+    with operating(env, set_, json=json) as settings:
+        rows = list_releases(settings)
+        if json:
+            result({"ok": True, "releases": rows})
+        for row in () if json else rows:
+            marks = " ".join(mark for mark in ("serving", "held") if row[mark])
+            stdout.print(f"{row['release']}  {row['items']} items of {row['dataset']}  {marks}")
+
+
+@releases.command()
+def show(release: str, env: Env = "local", set_: Set = None, json: Json = False) -> None:
+    """Show one release: its artifacts with their manifests."""
+    from cluster.releases import show_release
+
+    with operating(env, set_, json=json) as settings:
+        found = show_release(settings, release)
+        if json:
+            result({"ok": True, **found})
+        else:
+            stdout.print_json(data=found, default=str)
+
+
+@releases.command()
+def verify(release: str, env: Env = "local", set_: Set = None, json: Json = False) -> None:
+    """Check every file of a release against its digest. Exit code 1 where one does not match."""
+    from cluster.releases import verify_release
+
+    with operating(env, set_, json=json) as settings:
+        wrong = verify_release(settings, release)
+        if json:
+            result({"ok": not wrong, "release": release, "wrong": wrong})
+        else:
+            stdout.print("\n".join(wrong) or f"{release} is whole", markup=False)
+        if wrong:
+            raise typer.Exit(1)
+
+
+@releases.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    env: Env = "local",
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Remove releases and artifacts that nothing needs; never what is served, held, or the release before."""
+    from cluster.releases import collect
+
+    with operating(env, set_, json=json) as settings:
+        gone = collect(settings, dry_run=dry_run)
+        if json:
+            result({"ok": True, "dry_run": dry_run, **gone})
+        else:
+            stdout.print(f"{len(gone['releases'])} releases, {len(gone['artifacts'])} artifacts")
+
+
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command()(reembed)
+    app.command()(rollback)
+    app.add_typer(releases, name="releases")

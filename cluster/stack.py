@@ -24,12 +24,12 @@ from cluster.console import bars
 from cluster.errors import OperatorError
 from cluster.ledger import Ledger
 from cluster.preflight import Needs, preflight
+from cluster.publish import publish
 from cluster.ray_options import RayOptions, ports_of
 from cluster.valkey import start_valkey
 from cluster.workspace import Workspace
 from models.releases import Release
 from models.store.port import OnlineStore, StoreError
-from serve.auth import DEFAULT_TENANT
 from serve.deployments.replica import STORE_URL
 
 Say = Callable[[str], None]
@@ -70,9 +70,12 @@ class Stack:
     def _start(self) -> None:
         from cluster.ray_runtime import RayRuntime, prepare
 
-        release = self._workspace.releases().latest()
+        release = self._workspace.newest_release()
         if release is None:
-            raise OperatorError("there is no release yet: run `raycommend import` and `raycommend build` first")
+            raise OperatorError(
+                f"there is no release by the encoder {self._settings.models.encoder.uri} yet: "
+                "run `raycommend import` and `raycommend build` first"
+            )
         options = ray_options(self._settings)
         swept = self._ledger.end_all()
         if swept:
@@ -85,7 +88,8 @@ class Stack:
         self._start_store()
         self._materialise(release)
         self._say("publishing the release")
-        publish(self._settings, release)
+        # Nothing serves yet, so nobody prepares; the canary ran when the release was made.
+        publish(self._settings, release, check=False)
         runtime = RayRuntime(options, ledger=self._ledger)
         # Pushed before the start, so that a start that fails halfway is undone too.
         self._exit.callback(runtime.shutdown)
@@ -237,30 +241,6 @@ def history_marker(settings: Settings, url: str) -> Path:
     place = urlsplit(url)  # without the credentials, which may change and say nothing about the data
     digest = hashlib.sha256(f"{place.hostname}:{place.port}{place.path}".encode()).hexdigest()
     return settings.state / f"materialised-{digest[:12]}"
-
-
-def publish(settings: Settings, release: Release, *, tenant: str = DEFAULT_TENANT, tries: int = 5) -> int:
-    """Move the tenant's release pointer to `release` and return its epoch; nothing moves when it is current.
-
-    Raises OperatorError when the store is away or other publishers keep winning.
-    """
-
-    async def move() -> int:
-        store = _patient_store(settings)
-        try:
-            for _ in range(tries):
-                text, epoch = await store.read_release(tenant)
-                if text is not None and Release.from_json(text).release_id == release.release_id:
-                    return epoch
-                if await store.move_release(tenant, release.to_json(), expected_epoch=epoch):
-                    return epoch + 1
-            raise OperatorError("another publisher moved the release at the same time; run `raycommend build` again")
-        except StoreError as error:
-            raise OperatorError(f"the release could not be published: {error}") from error
-        finally:
-            await store.close()
-
-    return asyncio.run(move())
 
 
 def _failures(app: str) -> list[str]:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from cluster.config import Settings
 from cluster.errors import OperatorError
-from models.artifacts import ArtifactStore
+from models.artifacts import ArtifactError, ArtifactStore
 from models.encoder import Encoder
 from models.hub import resolve, resolve_generator
 from models.progress import Progress, silent
-from models.releases import ReleaseBook
+from models.releases import Release, ReleaseBook
 from pipelines.dataset import Dataset, read_dataset
 from pipelines.embedding.blocks import EncoderSpec
 from serve.auth import DEFAULT_TENANT
@@ -43,6 +43,23 @@ class Workspace:
     def releases(self, tenant: str = DEFAULT_TENANT) -> ReleaseBook:
         """Open the releases of a tenant."""
         return ReleaseBook(self.artifacts(tenant))
+
+    def newest_release(self, tenant: str = DEFAULT_TENANT) -> Release | None:
+        """Return the release built last by the encoder of the settings, or None: others cannot be served with it."""
+        book, artifacts = self.releases(tenant), self.artifacts(tenant)
+
+        def ours(release: Release) -> bool:
+            try:
+                made_by = artifacts.meta(release.artifacts["embeddings"]).get("inputs", {}).get("encoder")
+            except ArtifactError:
+                return False
+            return bool(made_by == self.settings.models.encoder.uri)
+
+        latest = book.latest()
+        if latest is None or ours(latest):
+            return latest
+        every = [release for name in book.names() if (release := book.get(name)) is not None]
+        return max((r for r in every if ours(r)), key=lambda r: r.created_ms, default=None)
 
     def dataset_folder(self, name: str | None = None) -> Path:
         """Return where an imported data set lies."""

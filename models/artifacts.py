@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,11 @@ class ArtifactStore:
         found = self._fs.glob(f"{self._root}/{kind}/*/{MANIFEST}")
         return sorted(f"{kind}/{p.split('/')[-2]}" for p in found)
 
+    def age_s(self, ref: str) -> float:
+        """Return how long ago an artifact was completed, by the clocks of this machine and of where it is kept."""
+        made = self._fs.modified(f"{self._root}/{ref}/{MANIFEST}")
+        return float(time.time() - made.timestamp())
+
     def write_text(self, name: str, text: str) -> None:
         """Write a small document beside the artifacts (`name` is a relative path). Effect: atomic."""
         target = f"{self._root}/{name}"
@@ -143,10 +149,10 @@ class ArtifactStore:
         except FileNotFoundError:
             return None
 
-    def texts(self, folder: str) -> list[str]:
+    def texts(self, folder: str) -> tuple[str, ...]:
         """Return the names, without the ending, of the JSON documents in a folder."""
         found = self._fs.glob(f"{self._root}/{folder}/*.json")
-        return sorted(p.split("/")[-1].removesuffix(".json") for p in found)
+        return tuple(sorted(p.split("/")[-1].removesuffix(".json") for p in found))
 
     def remove_text(self, name: str) -> None:
         """Remove a small document; harmless where there is none."""

@@ -93,7 +93,7 @@ class ReleaseBook:
 
     def names(self) -> list[str]:
         """Return the ids of all releases."""
-        return self._artifacts.texts("releases")
+        return list(self._artifacts.texts("releases"))
 
     def remove(self, release_id: str) -> None:
         """Forget a release; its artifacts stay."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.behaviour.behaviour import BehaviourSettings
+from pipelines.canary import CanarySettings
 from pipelines.embedding.settings import EmbeddingSettings
 from pipelines.training.settings import TrainingSettings
 
@@ -32,3 +33,5 @@ class PipelinesSettings(BaseModel):
     """The ranker's training."""
     embedding: EmbeddingSettings = EmbeddingSettings()
     """Embedding the catalog."""
+    canary: CanarySettings = CanarySettings()
+    """What a release must reach before it is published."""

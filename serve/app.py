@@ -56,6 +56,7 @@ def build(args: Mapping[str, Any]) -> Any:
         records_folder=given.records_folder,
         package_root=str(Path(our_package.__file__ or "").resolve().parent.parent),
         store_cluster=given.store_cluster,
+        encoder_uri=given.models.encoder.uri,
     )
     encoder = given.models.encoder
     arguments: dict[str, tuple[Any, ...]] = {

@@ -1,19 +1,22 @@
 """The releases a replica holds: the current one and the one before, loaded in the background.
 
-Every replica follows the release pointer of its tenants. A request is pinned to a release by the ingress; a
-replica that lacks it raises ReleaseMissing. Loading never happens on the event loop.
+Every replica follows the release pointer of its tenants, and loads a proposed release before the pointer moves to it.
+A request is pinned to a release by the ingress; a replica that lacks it raises ReleaseMissing. Loading never happens on
+the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Awaitable, Callable
 
 from models.artifacts import ArtifactStore
 from models.bundle import ReleaseBundle, load_bundle
 from models.releases import Release
 from models.retrieval.settings import RetrievalSettings
+from models.store.board import ReleaseBoard, Standing
 from models.store.port import OnlineStore, StoreError
 from serve.errors import DependencyError, ReleaseMissing
 from serve.live_items import ItemFollower
@@ -35,14 +38,25 @@ class ReleaseHolder:
         settings: RetrievalSettings,
         warm: Warm,
         items: ItemFollower | None = None,
+        board: ReleaseBoard | None = None,
+        encoder: str | None = None,
     ) -> None:
-        """`artifacts(tenant)` opens the artifact store of a tenant; `items` keeps releases up to the item log."""
+        """`artifacts(tenant)` opens the artifact store of a tenant; `items` keeps releases up to the item log.
+
+        On the `board` this replica finds proposed releases and says what it holds; None waits for the pointer alone.
+        `encoder` is the URI of what embeds queries: a release of another one is refused.
+        """
         self._store = store
         self._artifacts = artifacts
         self._tenants = tenants
         self._settings = settings
         self._warm = warm
         self._items = items
+        self._board = board
+        self._encoder = encoder
+        self._replica = uuid.uuid4().hex[:12]
+        self._prepared: dict[str, ReleaseBundle] = {}
+        self._doubts: dict[str, tuple[str, str]] = {}  # by tenant: a proposed release that was not loaded, and why
         self._catching_up = asyncio.Lock()
         self._held: dict[str, dict[str, ReleaseBundle]] = {t: {} for t in tenants}
         self._epoch: dict[str, int] = dict.fromkeys(tenants, 0)
@@ -73,6 +87,43 @@ class ReleaseHolder:
         self._tasks.append(asyncio.create_task(self._follow(poll_s, self.refresh)))
         if self._items is not None:
             self._tasks.append(asyncio.create_task(self._follow(item_poll_s, self.catch_up)))
+        if self._board is not None:
+            self._tasks.append(asyncio.create_task(self._follow(poll_s, self.prepare)))
+            self._tasks.append(asyncio.create_task(self._follow(poll_s, self.report)))
+
+    async def prepare(self) -> None:
+        """Load what is proposed, so that it is here when the pointer moves to it; forget what no longer is."""
+        for tenant in self._tenants if self._board is not None else ():
+            text = await self._board.proposal(tenant)  # type: ignore[union-attr]
+            if text is None:
+                self._prepared.pop(tenant, None)
+                self._doubts.pop(tenant, None)
+                continue
+            # The name that was proposed, and not that of a document we could not read.
+            name = name_of(text)
+            ready = self._prepared.get(tenant)
+            if name in self._held[tenant] or (ready is not None and ready.release_id == name):
+                continue
+            try:
+                bundle = await self._loaded(tenant, text)
+            except StoreError:
+                raise
+            except Exception as error:
+                # Whatever is wrong with it, the publisher is told, and what is held goes on serving.
+                log.error("proposed release %s refused: %s: %s", name, type(error).__name__, error)
+                self._doubts[tenant] = (name, f"{type(error).__name__}: {error}")
+            else:
+                self._doubts.pop(tenant, None)
+                self._prepared[tenant] = bundle
+            await self.report()
+
+    async def report(self) -> None:
+        """Say on the board what this replica holds; called at every poll, because silence counts as gone."""
+        for tenant in self._tenants if self._board is not None else ():
+            ready = self._prepared.get(tenant)
+            held = (*self._held[tenant], *(() if ready is None else (ready.release_id,)))
+            refused, reason = self._doubts.get(tenant, (None, ""))
+            await self._board.report(tenant, Standing(self._replica, held, refused, reason[:500]))  # type: ignore[union-attr]
 
     async def refresh(self, *, strict: bool = False) -> bool:
         """Look at the pointers once; return whether every tenant has a release here.
@@ -84,9 +135,7 @@ class ReleaseHolder:
             if text is None or epoch in (self._epoch[tenant], self._refused.get(tenant)):
                 continue
             try:
-                bundle = await asyncio.get_running_loop().run_in_executor(None, self._load, tenant, text)
-                if self._items is not None:
-                    bundle = await self._items.caught_up(tenant, bundle)
+                bundle = await self._loaded(tenant, text)
             except StoreError:
                 raise
             except OSError as error:
@@ -146,9 +195,21 @@ class ReleaseHolder:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._items is not None:
             await self._items.close()
+        if self._board is not None:
+            await self._board.close()
+
+    async def _loaded(self, tenant: str, text: str) -> ReleaseBundle:
+        """Return the bundle of a release document with the newest items: the one that is here, or a new one."""
+        name = name_of(text)
+        ready = self._prepared.get(tenant)
+        bundle = ready if ready is not None and ready.release_id == name else self._held[tenant].get(name)
+        if bundle is None:
+            bundle = await asyncio.get_running_loop().run_in_executor(None, self._load, tenant, text)
+        return bundle if self._items is None else await self._items.caught_up(tenant, bundle)
 
     def _load(self, tenant: str, text: str) -> ReleaseBundle:
-        bundle = load_bundle(self._artifacts(tenant), Release.from_json(text), settings=self._settings)
+        release = Release.from_json(text)
+        bundle = load_bundle(self._artifacts(tenant), release, settings=self._settings, encoder=self._encoder)
         self._warm(bundle)
         return bundle
 
@@ -156,6 +217,7 @@ class ReleaseHolder:
         held = self._held[tenant]
         held.pop(bundle.release_id, None)
         held[bundle.release_id] = bundle
+        self._prepared.pop(tenant, None)
         while len(held) > KEPT:
             del held[next(iter(held))]
         self._current[tenant] = bundle.release_id
@@ -170,3 +232,11 @@ class ReleaseHolder:
             except Exception as error:
                 # Whatever it is: a replica that stops looking would serve an old release for ever, and say nothing.
                 log.warning("%s failed (%s); serving what is loaded", look.__name__, type(error).__name__)
+
+
+def name_of(text: str) -> str:
+    """Return the id of a release document, or what stands for it in messages where it cannot be read."""
+    try:
+        return Release.from_json(text).release_id
+    except ValueError:
+        return "unreadable"

@@ -39,6 +39,7 @@ class ReplicaConfig:
     package_root: str
     store_cluster: bool = False
     release_wait_s: float = 60.0
+    encoder_uri: str | None = None
 
 
 def store_url() -> str:
@@ -89,6 +90,8 @@ def check_packages(config: ReplicaConfig) -> None:
 
 async def follow_releases(config: ReplicaConfig, store: OnlineStore, warm: Warm) -> ReleaseHolder:
     """Load the current release and go on following the pointer."""
+    from models.store.board import RedisBoard
+
     holder = ReleaseHolder(
         store,
         lambda tenant: ArtifactStore(config.artifacts_url, cache=Path(config.artifact_cache), tenant=tenant),
@@ -96,6 +99,8 @@ async def follow_releases(config: ReplicaConfig, store: OnlineStore, warm: Warm)
         settings=config.retrieval,
         warm=warm,
         items=ItemFollower(open_items(config), warm=warm),
+        board=RedisBoard(store_url(), cluster=config.store_cluster),
+        encoder=config.encoder_uri,
     )
     await holder.start(
         poll_s=config.settings.release_poll_s,

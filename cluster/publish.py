@@ -118,15 +118,29 @@ def folded(settings: Settings, dataset: Dataset, *, reachable: bool, tenant: str
     if not reachable and settings.cluster.store.mode == "embedded":
         return fold  # its store is down; a later build takes the changes in
 
+    return fold.after(_changes(settings, fold.sequence, tenant), dataset)
+
+
+def waiting_changes(settings: Settings, *, now_ms: int, tenant: str = DEFAULT_TENANT) -> tuple[int, float]:
+    """Return how many changes of items the latest release does not know, and the age of the oldest in seconds."""
+    before = Workspace(settings).releases(tenant).latest()
+    changes = _changes(settings, 0 if before is None else before.item_log_seq, tenant)
+    oldest = min((change.time_ms for _, change in changes if change is not None), default=now_ms)
+    return len(changes), max(0.0, (now_ms - oldest) / 1000.0)
+
+
+def _changes(settings: Settings, after: int, tenant: str) -> list[Numbered]:
+    """Return the changes of items with a number above `after`."""
+
     async def run(reach: Reach) -> list[Numbered]:
         changes: list[Numbered] = []
-        after = fold.sequence
-        while found := await reach.items.read_items(tenant, after=after, limit=_CHANGES_PER_READ):
+        position = after
+        while found := await reach.items.read_items(tenant, after=position, limit=_CHANGES_PER_READ):
             changes += found
-            after = found[-1][0]
+            position = found[-1][0]
         return changes
 
-    return fold.after(with_store(settings, run, tenant=tenant), dataset)
+    return with_store(settings, run, tenant=tenant)
 
 
 def with_store(settings: Settings, work: Callable[[Reach], Awaitable[Found]], *, tenant: str) -> Found:

@@ -6,6 +6,8 @@ vectors, so it is kept while the encoder stays the same and trained anew for ano
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,14 +16,18 @@ import numpy as np
 
 from cluster.config import Settings
 from cluster.console import Pace, say
+from cluster.errors import OperatorError
 from cluster.prepare import build_release, keep_release
+from cluster.publish import waiting_changes
 from cluster.ray_job import job_ray
 from cluster.workspace import Workspace
+from models.artifacts import ArtifactError
 from models.encoder import load_encoder
 from models.releases import Release
 from pipelines.build import BuildReport
 from pipelines.dataset import Dataset, write_dataset
 from pipelines.embedding.assemble import Embedder
+from pipelines.embedding.blocks import BlockError
 from pipelines.embedding.runners import RayRunner, WorkerPlace, items_per_s
 from pipelines.embedding.source import read_items
 from serve.auth import DEFAULT_TENANT
@@ -69,6 +75,28 @@ def reembed(settings: Settings, wish: Wish) -> tuple[BuildReport, dict[str, Any]
     # What runs embeds queries with the encoder it was started with, so it cannot serve vectors of another one.
     keep_release(settings, report.release, serve=not other)
     return report, {"warm_items_per_s": items_per_s(runner.times), **pace.facts()}
+
+
+def watch(
+    settings: Settings, wish: Wish, *, rounds: int | None = None, sleep: Callable[[float], None] = time.sleep
+) -> int:
+    """Make a release whenever enough changes of items wait, or one waited long enough; return how many were made.
+
+    Ends after `rounds` looks; None goes on until it is interrupted. A release that is refused is said and tried again.
+    """
+    of, made, looks = settings.pipelines.embedding, 0, 0
+    while rounds is None or looks < rounds:
+        looks += 1
+        waiting, oldest_s = waiting_changes(settings, now_ms=time.time_ns() // 1_000_000)
+        if waiting >= of.watch_changes or (waiting and oldest_s >= of.watch_age_s):
+            say(f"{waiting} changes of items wait, the oldest for {oldest_s:.0f} s")
+            try:
+                reembed(settings, wish)
+                made += 1
+            except (OperatorError, ArtifactError, BlockError) as error:
+                say(f"no release was made: {error}")
+        sleep(of.watch_poll_s)
+    return made
 
 
 def with_encoder(settings: Settings, uri: str) -> Settings:

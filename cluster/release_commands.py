@@ -18,15 +18,18 @@ def reembed(
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Imported data set; the default is cluster.dataset.")] = None,
     max_bad_rows: Annotated[int | None, typer.Option(help="Fail above this many bad rows.", min=0)] = None,
+    watching: Annotated[bool, typer.Option("--watch", help="Go on: a release whenever enough changes wait.")] = False,
     env: Env = "local",
     set_: Set = None,
     json: Json = False,
 ) -> None:
     """Embed what changed of the catalog with Ray Data, and make a release of it; resumes after a kill."""
-    from cluster.reembed import Wish, reembed
+    from cluster.reembed import Wish, reembed, watch
 
     with operating(env, set_, json=json) as settings:
         wish = Wish(full=full, encoder=encoder, catalog=catalog, dataset=dataset, max_bad_rows=max_bad_rows)
+        if watching:
+            watch(settings, wish)
         report, pace = reembed(settings, wish)
         release = report.release
         embeddings = next(step for step in report.steps if step.name == "embeddings")

@@ -82,7 +82,7 @@ class _Click:
 def bench(context: BenchContext) -> None:
     """Run the benchmark `freshness`."""
     options = context.options(FreshnessOptions)
-    with _cluster(context, options) as url:
+    with cluster_of(context, options.url) as url:
         began = time.monotonic()
         clicks = asyncio.run(_clicks(context, options, url, began + options.max_s)) if options.events else []
         with api_client(url) as http:
@@ -100,9 +100,10 @@ def bench(context: BenchContext) -> None:
 
 
 @contextlib.contextmanager
-def _cluster(context: BenchContext, options: FreshnessOptions) -> Iterator[str]:
-    if options.url is not None:
-        yield options.url
+def cluster_of(context: BenchContext, url: str | None = None) -> Iterator[str]:
+    """Yield the URL of a running cluster: `url`, or that of the settings, started where it does not run."""
+    if url is not None:
+        yield url
         return
     settings = Settings.model_validate(dict(context.settings))
     if running(settings):

@@ -45,6 +45,7 @@ BENCHES = _table(
         "retrieval", "loadtests.bench.retrieval:bench", "the vector index beside bare FAISS, 10,000 to a million items"
     ),
     Bench("reembed", "loadtests.bench.reembed:bench", "the embedding job beside bare encode, 1 % of changes, memory"),
+    Bench("swap", "loadtests.bench.swap:bench", "five swaps of the release and a rollback under load"),
     Bench("quality", "loadtests.bench.quality:bench", "recommendation quality beside baselines, by the protocol"),
     Bench(
         "http", "loadtests.bench.http:bench", "a running cluster: highest rate within the objective, latency by stage"

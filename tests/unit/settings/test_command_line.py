@@ -17,7 +17,20 @@ from cluster.workspace import Workspace
 from loadtests.bench import registry
 from loadtests.bench.harness import BenchContext
 
-COMMANDS = ("demo", "up", "down", "status", "import", "build", "reembed", "recommend", "ingest", "evaluate", "bench")
+COMMANDS = (
+    "demo",
+    "up",
+    "down",
+    "status",
+    "import",
+    "build",
+    "reembed",
+    "rollback",
+    "recommend",
+    "ingest",
+    "evaluate",
+    "bench",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,8 @@ from models.artifacts import ArtifactStore
 from models.releases import Release, new_release
 
 SWAPS = 5
-_ASKED = 40
+_ASKED, _ASKED_EVERY_S = 10, 0.1
+"""Answers looked at after a swap; apart, so that they are no load of their own."""
 
 
 class SwapOptions(BaseModel):

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster import release_commands
+from cluster.config import Settings
 from cluster.console import answer_table, result, say, stdout, timings
 from cluster.errors import OperatorError
 from cluster.operating import Env, Json, Set
@@ -144,17 +145,22 @@ def recommend(
     query: Annotated[str | None, typer.Option(help="Steer by text.")] = None,
     k: Annotated[int, typer.Option(help="How many items.", min=1, max=100)] = 10,
     explain: Annotated[bool, typer.Option(help="Wait for reasons by the language model.")] = True,
+    users: Annotated[Path | None, typer.Option(help="Offline: a file of user ids, one a line; needs --out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Offline: the Parquet file to write.")] = None,
     url: Annotated[str | None, typer.Option(help="Where the API is; the default is this machine's.")] = None,
     api_key: Annotated[str | None, typer.Option(envvar="RAYCOMMEND_API_KEY", help="Credential.")] = None,
     env: Env = "local",
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Ask a running deployment for recommendations."""
+    """Ask a running deployment for recommendations, or write those of many users to a file with Ray Data."""
     from cluster.client import ApiClient
     from cluster.stack import api_url
 
     with _operating(env, set_, json=json) as settings:
+        if users is not None or out is not None:
+            _recommend_users(settings, users, out, k=k, json=json)
+            return
         api = ApiClient(url or api_url(settings), api_key=api_key)
         wish: dict[str, Any] = {"user_id": user, "session_id": session, "query": query, "k": k}
         wish = {name: value for name, value in wish.items() if value is not None}
@@ -166,6 +172,18 @@ def recommend(
             stdout.print(f"[dim]{timings(answer)}[/dim]")
             if answer["degraded"]:
                 stdout.print(f"degraded: {', '.join(answer['degraded_reasons'])}")
+
+
+def _recommend_users(settings: Settings, users: Path | None, out: Path | None, *, k: int, json: bool) -> None:
+    from cluster.offline import recommend_users
+
+    if users is None or out is None:
+        raise OperatorError("--users and --out go together: a file of user ids, and the Parquet file to write")
+    facts = recommend_users(settings, users.resolve(), out.resolve(), k=k)
+    if json:
+        result({"ok": True, "out": str(out), **facts})
+    else:
+        stdout.print(f"{out}: {facts['rows']} rows for {facts['users']} users of release {facts['release']}")
 
 
 @app.command()

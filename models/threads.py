@@ -1,17 +1,25 @@
-"""How many threads numpy's and torch's linear algebra may use. Called by whatever serves many requests side by side.
+"""How many threads linear algebra may use. Called by whatever computes many small requests in one process.
 
 A request of a recommender is many small products: waking a second thread for one of them costs more than it brings,
-and where the cores are busy the first thread then waits for the second one to be scheduled (measured on a loaded
-machine: 0.5 ms became 12 ms). Parallelism comes from requests, not from within one.
+and on busy cores the first thread then waits until the second one runs. Parallelism comes from requests.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-def compute_on_one_thread() -> None:
-    """Give every product of this process, from now on, the thread that asks for it."""
+
+@contextmanager
+def linear_algebra_threads(count: int) -> Iterator[None]:
+    """Let each product of numpy and torch in this process use `count` threads, until the end of the block."""
     import torch
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    threadpool_limits(limits=1, user_api="blas")
-    torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(limits=count, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)

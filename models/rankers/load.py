@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from models.catalog import ItemCatalog
 from models.rankers.compressed import CONFIG_FILE, CompressedRanker, RankerError
+from models.rankers.engines import EngineName
 from models.rankers.port import CrossEncoder
 from models.rankers.statistics import ItemStatistics
 
@@ -25,26 +27,30 @@ def load_ranker(
     """Return the ranker in `folder`, ready for one release's catalog, embeddings and statistics.
 
     `ranker.json` names the `backend`; a folder without it that holds a transformers `config.json` is a text
-    ranker. `device` None picks CUDA where there is one. Raises RankerError naming the file that does not fit.
+    ranker. `compute` there names what runs a text ranker (see `engines`; `auto` where it says nothing).
+    `device` None picks CUDA where there is one. Raises RankerError naming the file that does not fit.
     """
-    backend = _backend_of(folder)
+    backend, compute = _backend_of(folder)
     if backend == "compressed":
         return CompressedRanker.load(folder, catalog, embeddings, statistics, device=device)
     from models.rankers.text import TextRanker
 
-    return TextRanker.load(folder, catalog, device=device)
+    return TextRanker.load(folder, catalog, device=device, engine=compute)
 
 
-def _backend_of(folder: Path) -> str:
+def _backend_of(folder: Path) -> tuple[str, EngineName]:
     file = folder / CONFIG_FILE
     if not file.exists():
         if (folder / "config.json").exists():
-            return "text"
+            return "text", "auto"
         raise RankerError(f"{folder.name}: neither {CONFIG_FILE} nor a transformers config.json; not a ranker")
     try:
-        backend = json.loads(file.read_text())["backend"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        body = json.loads(file.read_text())
+        backend, compute = body["backend"], body.get("compute", "auto")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RankerError(f"{folder.name}: {CONFIG_FILE} names no backend: {error!r}") from error
     if backend not in ("compressed", "text"):
         raise RankerError(f"{CONFIG_FILE}: unknown backend {backend!r}; known are compressed and text")
-    return str(backend)
+    if compute not in get_args(EngineName):
+        raise RankerError(f"{CONFIG_FILE}: unknown compute {compute!r}; known are {', '.join(get_args(EngineName))}")
+    return str(backend), compute

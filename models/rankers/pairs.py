@@ -38,6 +38,21 @@ class PairTemplate:
         return ids, np.repeat(np.asarray(kinds, np.int32), [len(p) for p in parts])
 
 
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """Return how many tokens of two texts are kept so that both fit in `room`: the longer one is cut first.
+
+    The rule of Hugging Face tokenizers (`truncation="longest_first"`), so that cached tokens are cut alike.
+    """
+    if first + second <= room:
+        return first, second
+    shorter = min(first, second)
+    longer = max(shorter, room - shorter)
+    if shorter + longer > room:
+        shorter = room // 2
+        longer = room - shorter
+    return (shorter, longer) if first <= second else (longer, shorter)
+
+
 def pair_template(tokenizer: Any, *, first: str = "red", second: str = "blue") -> PairTemplate:
     """Derive the template from how `tokenizer` joins two words. Raises ValueError when it does something else."""
     joined = tokenizer(first, second)
@@ -75,4 +90,15 @@ def budget_batches(lengths: npt.NDArray[np.int64], budget: int) -> list[npt.NDAr
         size = max(1, budget // max(1, int(lengths[order[start]])))
         batches.append(order[start : start + size])
         start += size
+    return batches
+
+
+def equal_batches(lengths: npt.NDArray[np.int64], budget: int, multiple: int) -> list[npt.NDArray[np.int64]]:
+    """As `budget_batches`, but together are only those that are equally long when rounded up to `multiple`."""
+    rounded = -(-lengths // multiple) * multiple
+    batches = []
+    for length in np.unique(rounded)[::-1]:
+        members = np.flatnonzero(rounded == length)
+        size = max(1, budget // max(1, int(length)))
+        batches += [members[at : at + size] for at in range(0, len(members), size)]
     return batches

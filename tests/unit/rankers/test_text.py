@@ -3,51 +3,29 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from models.candidates import Candidates
 from models.catalog import Item, ItemCatalog, write_catalog
 from models.rankers.compressed import RankerError
 from models.rankers.load import load_ranker
-from models.rankers.pairs import budget_batches, pair_template
+from models.rankers.pairs import budget_batches, longest_first, pair_template
 from models.rankers.text import TextRanker
-
-WORDS = "film drama comedy thriller western liked did not like : ; . , x red blue year genre 0 1 2 3 4 5 6 7 8 9"
-
-
-def save_model(folder, *, labels=1):
-    folder.mkdir()
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS.split(), *(f"##{d}" for d in range(10))]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    tokenizer = BertTokenizer(vocab={w: at for at, w in enumerate(vocabulary)})
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        num_labels=labels,
-        initializer_range=0.5,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    return tokenizer
 
 
 @pytest.fixture
-def folder(tmp_path):
-    save_model(tmp_path / "text")
+def folder(tmp_path, save_text_model):
+    save_text_model(tmp_path / "text")
     return tmp_path / "text"
 
 
-@pytest.fixture
-def ranker(folder, catalog):
-    return TextRanker.load(folder, catalog, device="cpu")
+@pytest.fixture(params=["transformers", "packed"])
+def ranker(request, folder, catalog):
+    # Without kept scores, or a second question would compare a score with itself.
+    return TextRanker.load(folder, catalog, device="cpu", engine=request.param, cached_profiles=0)
 
 
-def test_a_pair_joined_from_cached_parts_is_what_the_tokenizer_makes_of_both_texts(tmp_path):
-    tokenizer = save_model(tmp_path / "t")
+def test_a_pair_joined_from_cached_parts_is_what_the_tokenizer_makes_of_both_texts(tmp_path, save_text_model):
+    tokenizer = save_text_model(tmp_path / "t")
     template = pair_template(tokenizer)
     first, second = "liked film 3", "thriller 12"
     parts = [np.asarray(tokenizer(t, add_special_tokens=False)["input_ids"], np.int32) for t in (first, second)]
@@ -63,6 +41,7 @@ def test_scores_do_not_depend_on_the_batch_nor_its_order(ranker, folder, catalog
     alone = np.concatenate([ranker.score(make_query(), candidates.take(np.array([at]))) for at in range(40)])
     assert together.std() > 0.01
     assert np.abs(together - alone).max() <= 1e-4
+    assert np.array_equal(np.argsort(together), np.argsort(alone))
     small = TextRanker.load(folder, catalog, device="cpu", batch_tokens=64).score(make_query(), candidates)
     assert np.abs(together - small).max() <= 1e-4
 
@@ -86,7 +65,7 @@ def test_no_candidates_give_no_scores(ranker, make_query):
 
 
 def test_a_full_cache_starts_over_and_scores_the_same(folder, catalog, make_query, make_candidates):
-    ranker = TextRanker.load(folder, catalog, device="cpu", cached_items=3)
+    ranker = TextRanker.load(folder, catalog, device="cpu", cached_items=3, cached_profiles=0)
     first = ranker.score(make_query(), make_candidates(range(20)))
     ranker.score(make_query(), make_candidates(range(20, 40)))
     assert np.allclose(ranker.score(make_query(), make_candidates(range(20))), first, atol=1e-6)
@@ -106,8 +85,8 @@ def test_what_is_no_ranker_is_refused_by_name(tmp_path, folder, catalog, embeddi
         load_ranker(folder, catalog, embeddings, statistics)
 
 
-def test_a_model_with_two_labels_and_one_without_safetensors_are_refused(tmp_path, catalog):
-    save_model(tmp_path / "two", labels=2)
+def test_a_model_with_two_labels_and_one_without_safetensors_are_refused(tmp_path, catalog, save_text_model):
+    save_text_model(tmp_path / "two", labels=2)
     with pytest.raises(RankerError, match="2 labels"):
         TextRanker.load(tmp_path / "two", catalog, device="cpu")
     (tmp_path / "two" / "model.safetensors").unlink()
@@ -120,3 +99,60 @@ def test_batches_hold_every_pair_once_within_the_budget():
     batches = budget_batches(lengths, 100)
     assert sorted(np.concatenate(batches).tolist()) == list(range(7))
     assert all(len(b) == 1 or len(b) * lengths[b].max() <= 100 for b in batches)
+
+
+@pytest.mark.parametrize("max_tokens", [12, 19, 64])
+def test_every_engine_scores_as_the_library_does(folder, catalog, make_query, make_candidates, max_tokens):
+    from sentence_transformers import CrossEncoder
+
+    from models.rankers.profile_text import profile_text
+
+    query, rows = make_query(), range(40)
+    library = CrossEncoder(str(folder), max_length=max_tokens, device="cpu")
+    pairs = [(profile_text(query, catalog), catalog.document(row)) for row in rows]
+    wanted = library.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
+    for engine in ("transformers", "packed"):
+        ranker = TextRanker.load(folder, catalog, device="cpu", engine=engine, max_tokens=max_tokens)
+        scores = ranker.score(query, make_candidates(rows))
+        assert np.abs(scores - wanted).max() <= 1e-4
+        assert np.array_equal(np.argsort(scores), np.argsort(wanted))
+
+
+def test_a_profile_that_asks_again_pays_only_for_items_it_has_not_asked_about(
+    folder, catalog, make_query, make_candidates
+):
+    class Counting:
+        name, length_multiple, pairs = "counting", 1, 0
+
+        def logits(self, tokens, types, mask):
+            self.pairs += len(tokens)
+            return tokens.sum(axis=1).astype(np.float32)
+
+    ranker = TextRanker.load(folder, catalog, device="cpu", cached_profiles=1)
+    ranker.engine = Counting()
+    first = ranker.score(make_query(), make_candidates(range(10)))
+    again = ranker.score(make_query(), make_candidates(range(12)))
+    assert ranker.engine.pairs == 12
+    assert np.array_equal(first, again[:10])
+    ranker.score(make_query(("i7",)), make_candidates(range(5)))
+    ranker.score(make_query(), make_candidates(range(10)))  # forgotten for the other profile
+    assert ranker.engine.pairs == 12 + 5 + 10
+
+
+def test_the_longer_text_is_cut_first():
+    assert longest_first(3, 4, 10) == (3, 4)
+    assert longest_first(3, 40, 10) == (3, 7)
+    assert longest_first(40, 3, 10) == (7, 3)
+    assert longest_first(30, 40, 9) == (4, 5)
+    assert longest_first(40, 30, 9) == (5, 4)
+
+
+def test_an_engine_that_cannot_run_the_model_is_refused(folder, catalog):
+    from models.rankers.engines import text_engine
+
+    class Other:
+        class config:
+            model_type, hidden_act = "roberta", "gelu"
+
+    with pytest.raises(ValueError, match="BERT-like"):
+        text_engine(Other, device="cpu", name="packed")

@@ -1,0 +1,231 @@
+"""Benchmark `ranker`: the compressed ranker in process, and the text ranker's engines beside the library of its models.
+
+`compressed`: the latest release's own ranker on its users' last requests, alone, on every core, and by 16 callers at
+once beside a queue that is simulated with the service times of the same round. `text`: the very same pairs, weights,
+token limit and threads through `sentence_transformers.CrossEncoder.predict`, kept scores off. Called by the harness.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.config import Settings
+from cluster.workspace import Workspace
+from loadtests import stats
+from loadtests.bench.harness import BenchContext
+from loadtests.bench.measures import measure
+from loadtests.bench.targets import Aim
+from loadtests.schedule import LoadError
+from loadtests.stats import Estimate
+from models.behaviour.replay import histories
+from models.bundle import ReleaseBundle, load_bundle
+from models.candidates import Candidates
+from models.catalog import ItemCatalog
+from models.rankers.compressed import CompressedRanker
+from models.rankers.profile_text import profile_text
+from models.rankers.text import TextRanker
+from models.retrieval.query import RetrievalQuery
+from models.threads import linear_algebra_threads
+from serve.context import StageCall
+from serve.stages import ModelRanker
+
+Asked = list[tuple[RetrievalQuery, Candidates]]
+_ENGINES = ("transformers", "packed", "int8")
+_LIBRARY = "library"
+_HEAD_SCALE = 0.2
+_PATIENCE_MS = 60_000.0
+
+
+class Options(BaseModel):
+    """Options of the benchmark."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    requests: int = Field(300, ge=20, le=5000)
+    """Requests of 100 candidates per round, one user each."""
+    callers: int = Field(16, ge=1, le=256)
+    """Concurrent callers of the queue comparison."""
+    pairs: int = Field(96, ge=16, le=2000)
+    """Text pairs per round and engine."""
+    text: bool = True
+    """Whether to measure the text ranker too."""
+
+
+@measure
+def queue_ratio(path: Path, *, calls: str, service: str, callers: int) -> Estimate:
+    """Geometric mean over rounds of p99 of `calls` over p99 of a simulated first-come queue of `callers`.
+
+    A caller asks again as soon as it is answered and one server works, so a call takes the service times of itself
+    and of the `callers` - 1 before it; those are the `service` samples of the same round.
+    """
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    rounds, values = table["round"].to_numpy(), table["value"].to_numpy()
+    arms = table["arm"].to_numpy(zero_copy_only=False).astype(str)
+    measured, simulated = [], []
+    for number in np.unique(rounds):
+        times = values[(rounds == number) & (arms == service)]
+        waits = np.convolve(times, np.ones(callers), mode="valid")
+        simulated.append(float(np.quantile(waits, 0.99)))
+        measured.append(float(np.quantile(values[(rounds == number) & (arms == calls)], 0.99)))
+    return stats.geometric_mean(stats.paired_ratios(measured, simulated))
+
+
+def bench(context: BenchContext) -> None:
+    """Run the benchmark `ranker`."""
+    options = context.options(Options)
+    settings = Settings.model_validate(dict(context.settings))
+    workspace = Workspace(settings)
+    release = workspace.releases().latest()
+    if release is None:
+        raise LoadError("bench ranker measures the latest release: run `raycommend build` first")
+    bundle = load_bundle(workspace.artifacts(), release, settings=settings.models.retrieval)
+    dataset = workspace.dataset(str(release.notes["dataset"]))
+    asked = _requests(bundle, dataset.events, options.requests)
+    context.facts |= {"dataset": dataset.name, "items": len(bundle.catalog), "requests": len(asked)}
+    with linear_algebra_threads(1):
+        _compressed(context, options, bundle, asked)
+    if options.text:
+        with linear_algebra_threads(os.cpu_count() or 1):
+            _text(context, options, workspace.encoder_folder(), bundle.catalog, asked)
+
+
+def _requests(bundle: ReleaseBundle, events: Any, count: int) -> Asked:
+    """Return each user's last event as a request with a hundred retrieved candidates."""
+    asked: Asked = []
+    for history in histories(events):
+        if len(asked) == count:
+            break
+        now = int(history.timestamps_ms[-1])
+        query = RetrievalQuery(n=100, now_ms=now, user=history.before(len(history) - 1))
+        found = bundle.engine.retrieve(query)
+        if len(found) == 100:
+            asked.append((query, found))
+    if not asked:
+        raise LoadError("no user of this data set has a hundred candidates left")
+    return asked
+
+
+def _compressed(context: BenchContext, options: Options, bundle: ReleaseBundle, asked: Asked) -> None:
+    ranker = bundle.ranker
+    if not isinstance(ranker, CompressedRanker):
+        raise LoadError("the latest release has no compressed ranker switched on: build one with train_ranker")
+
+    def service() -> list[float]:
+        return [_ms(lambda q=q, c=c: ranker.score(q, c)) for q, c in asked]  # type: ignore[misc]
+
+    def calls() -> list[float]:
+        return asyncio.run(_concurrently(bundle, asked, options.callers))
+
+    raw = context.interleave("compressed", {"service": service, "calls": calls})
+    context.target("compressed_p50_ms", "arm", raw, name="service")
+    context.target("compressed_p99_ms", "arm", raw, name="service", statistic="p99", aim=Aim(at_most=3.0))
+    queue = {"calls": "calls", "service": "service", "callers": options.callers}
+    context.target("p99_over_queue", "queue_ratio", raw, aim=Aim(at_most=1.5), **queue)
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+
+        def rate() -> float:
+            began = time.perf_counter()
+            list(pool.map(lambda one: ranker.score(*one), asked))
+            return len(asked) / (time.perf_counter() - began)
+
+        raw = context.interleave("compressed-rate", {"rate": rate})
+    context.target("compressed_rps", "arm", raw, name="rate", aim=Aim(at_least=300.0))
+
+
+async def _concurrently(bundle: ReleaseBundle, asked: Asked, callers: int) -> list[float]:
+    """Return the ms of every call of `callers` that ask again as soon as they are answered."""
+    times: list[float] = []
+    waiting = iter(asked)
+    call = StageCall(tenant="main", release_id="", remaining_ms=_PATIENCE_MS)
+    with ThreadPoolExecutor(1) as pool:
+        ranker = ModelRanker(lambda tenant, release: bundle, pool)
+
+        async def caller() -> None:
+            for query, candidates in waiting:
+                began = time.perf_counter()
+                await ranker.score(call, query, candidates)
+                times.append((time.perf_counter() - began) * 1e3)
+
+        await asyncio.gather(*(caller() for _ in range(callers)))
+    return times
+
+
+def _text(context: BenchContext, options: Options, encoder: Path, catalog: ItemCatalog, asked: Asked) -> None:
+    """Time each engine on the same pairs; a speed-up is the library's time over the engine's, round by round."""
+    lists = max(1, options.pairs // 24)
+    some = [(query, found.take(np.arange(24))) for query, found in asked[:lists]]
+    with tempfile.TemporaryDirectory() as folder:
+        model = _fresh_cross_encoder(encoder, Path(folder))
+        for limit in (64, 128):
+            arms = {_LIBRARY: _library(model, catalog, some, limit)}
+            for name in _ENGINES:
+                arms[name] = _ours(model, catalog, some, limit, name)
+            raw = context.interleave(f"text-{limit}", arms, max_s=300.0)
+            for name in (_LIBRARY, *_ENGINES):
+                context.target(f"text_{name}_pairs_per_s_{limit}", "arm", raw, name=name)
+            aim = Aim(at_least=1.6 if limit == 64 else 1.8)
+            # Speed in pairs/s: ours over the library's.
+            context.target(f"text_speedup_{limit}", "paired_ratio", raw, over="int8", under=_LIBRARY, aim=aim)
+            context.target(f"text_exact_speedup_{limit}", "paired_ratio", raw, over="packed", under=_LIBRARY)
+    context.facts["text_weights"] = "the release's encoder under a fresh head: times do not depend on weights"
+
+
+def _fresh_cross_encoder(encoder: Path, folder: Path) -> Path:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForSequenceClassification.from_pretrained(str(encoder), num_labels=1, local_files_only=True)
+        model.classifier.weight.data.normal_(0.0, _HEAD_SCALE)
+    model.save_pretrained(str(folder))
+    AutoTokenizer.from_pretrained(str(encoder), local_files_only=True).save_pretrained(str(folder))
+    return folder
+
+
+def _library(model: Path, catalog: ItemCatalog, asked: Asked, limit: int) -> Callable[[], float]:
+    from sentence_transformers import CrossEncoder
+
+    encoder = CrossEncoder(str(model), max_length=limit, device="cpu", local_files_only=True)
+    pairs: list[Sequence[str]] = [
+        (profile_text(query, catalog), catalog.document(int(row))) for query, found in asked for row in found.rows
+    ]
+
+    def arm() -> float:
+        began = time.perf_counter()
+        encoder.predict(pairs, show_progress_bar=False)
+        return len(pairs) / (time.perf_counter() - began)
+
+    return arm
+
+
+def _ours(model: Path, catalog: ItemCatalog, asked: Asked, limit: int, name: Any) -> Callable[[], float]:
+    ranker = TextRanker.load(model, catalog, device="cpu", engine=name, max_tokens=limit, cached_profiles=0)
+    count = sum(len(found) for _, found in asked)
+
+    def arm() -> float:
+        began = time.perf_counter()
+        for query, found in asked:
+            ranker.score(query, found)
+        return count / (time.perf_counter() - began)
+
+    return arm
+
+
+def _ms(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return (time.perf_counter() - began) * 1e3

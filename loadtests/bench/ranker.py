@@ -29,13 +29,14 @@ from loadtests.schedule import LoadError
 from loadtests.stats import Estimate
 from models.behaviour.replay import histories
 from models.bundle import ReleaseBundle, load_bundle
-from models.candidates import Candidates
+from models.candidates import SCORED_SOURCES, Candidates
 from models.catalog import ItemCatalog
 from models.rankers.compressed import CompressedRanker
 from models.rankers.profile_text import profile_text
 from models.rankers.text import TextRanker
 from models.retrieval.query import RetrievalQuery
 from models.threads import linear_algebra_threads
+from pipelines.dataset import Dataset
 from serve.context import StageCall
 from serve.stages import ModelRanker
 
@@ -43,6 +44,8 @@ Asked = list[tuple[RetrievalQuery, Candidates]]
 _ENGINES = ("transformers", "packed", "int8")
 _LIBRARY = "library"
 _HEAD_SCALE = 0.2
+_LIST = 24
+"""Candidates of a request in the comparison of texts."""
 _PATIENCE_MS = 60_000.0
 
 
@@ -59,6 +62,8 @@ class Options(BaseModel):
     """Text pairs per round and engine."""
     text: bool = True
     """Whether to measure the text ranker too."""
+    texts: str | None = None
+    """Imported data set whose users and items make the text pairs; none takes the release's."""
 
 
 @measure
@@ -98,7 +103,11 @@ def bench(context: BenchContext) -> None:
         _compressed(context, options, bundle, asked)
     if options.text:
         with linear_algebra_threads(os.cpu_count() or 1):
-            _text(context, options, workspace.encoder_folder(), bundle.catalog, asked)
+            catalog, some = bundle.catalog, [(query, found.take(np.arange(_LIST))) for query, found in asked]
+            if options.texts is not None:
+                catalog, some = _strangers(workspace.dataset(options.texts), options)
+            context.facts["texts"] = options.texts or dataset.name
+            _text(context, options, workspace.encoder_folder(), catalog, some)
 
 
 def _requests(bundle: ReleaseBundle, events: Any, count: int) -> Asked:
@@ -115,6 +124,22 @@ def _requests(bundle: ReleaseBundle, events: Any, count: int) -> Asked:
     if not asked:
         raise LoadError("no user of this data set has a hundred candidates left")
     return asked
+
+
+def _strangers(dataset: Dataset, options: Options) -> tuple[ItemCatalog, Asked]:
+    """Return the catalog of another data set and its users' last requests with candidates at random."""
+    catalog = ItemCatalog.of(dataset.items)
+    rng = np.random.default_rng(0)
+    asked: Asked = []
+    for history in histories(dataset.events):
+        if len(asked) == options.requests:
+            break
+        query = RetrievalQuery(n=_LIST, now_ms=int(history.timestamps_ms[-1]), user=history.before(len(history) - 1))
+        rows = rng.choice(len(catalog), min(_LIST, len(catalog)), replace=False).astype(np.int32)
+        width, n = len(SCORED_SOURCES), len(rows)
+        nothing = np.zeros((n, width), np.float32), np.zeros(n, np.float32)
+        asked.append((query, Candidates(rows, np.zeros(n, np.uint16), *nothing)))
+    return catalog, asked
 
 
 def _compressed(context: BenchContext, options: Options, bundle: ReleaseBundle, asked: Asked) -> None:
@@ -165,8 +190,7 @@ async def _concurrently(bundle: ReleaseBundle, asked: Asked, callers: int) -> li
 
 def _text(context: BenchContext, options: Options, encoder: Path, catalog: ItemCatalog, asked: Asked) -> None:
     """Time each engine on the same pairs; a speed-up is the library's time over the engine's, round by round."""
-    lists = max(1, options.pairs // 24)
-    some = [(query, found.take(np.arange(24))) for query, found in asked[:lists]]
+    some = asked[: max(1, options.pairs // _LIST)]
     with tempfile.TemporaryDirectory() as folder:
         model = _fresh_cross_encoder(encoder, Path(folder))
         for limit in (64, 128):
@@ -177,6 +201,9 @@ def _text(context: BenchContext, options: Options, encoder: Path, catalog: ItemC
             for name in (_LIBRARY, *_ENGINES):
                 context.target(f"text_{name}_pairs_per_s_{limit}", "arm", raw, name=name)
             aim = Aim(at_least=1.6 if limit == 64 else 1.8)
+            context.target(
+                f"text_int8_agreement_{limit}", "array_mean", _agreement(context, model, catalog, some, limit)
+            )
             # Speed in pairs/s: ours over the library's.
             context.target(f"text_speedup_{limit}", "paired_ratio", raw, over="int8", under=_LIBRARY, aim=aim)
             context.target(f"text_exact_speedup_{limit}", "paired_ratio", raw, over="packed", under=_LIBRARY)
@@ -210,6 +237,18 @@ def _library(model: Path, catalog: ItemCatalog, asked: Asked, limit: int) -> Cal
         return len(pairs) / (time.perf_counter() - began)
 
     return arm
+
+
+def _agreement(context: BenchContext, model: Path, catalog: ItemCatalog, asked: Asked, limit: int) -> str:
+    """Keep per list the rank correlation (Spearman) of int8 with float32; returns the file name."""
+    exact, whole = (
+        TextRanker.load(model, catalog, device="cpu", engine=name, max_tokens=limit) for name in ("packed", "int8")
+    )
+    found = []
+    for query, candidates in asked:
+        ranks = [ranker.score(query, candidates).argsort().argsort() for ranker in (exact, whole)]
+        found.append(float(np.corrcoef(*ranks)[0, 1]))
+    return context.save_array(f"agreement-{limit}", found)
 
 
 def _ours(model: Path, catalog: ItemCatalog, asked: Asked, limit: int, name: Any) -> Callable[[], float]:

@@ -6,6 +6,7 @@ processes. A *row* is an item's position in the file. Called by retrieval, ranki
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -216,6 +217,10 @@ class ItemCatalog:
             parts.append(columns["text"][n] or "")
             found.append(". ".join(p for p in parts if p))
         return found
+
+    def version(self, row: int) -> str:
+        """Return 16 hex digits that change with anything the catalog says of an item."""
+        return hashlib.blake2b(self.document(row).encode(), digest_size=8).hexdigest()
 
     def _read_labels(self, name: str) -> LabelColumn:
         column = self._column[_LABEL + name]

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve as ray_serve
 
 import serve as our_package
+from models.explain.generator import model_of
 from models.settings import ModelSettings
 from serve.deployments.consumer import ConsumerDeployment
 from serve.deployments.explainer import ExplainerDeployment
@@ -57,6 +58,7 @@ def build(args: Mapping[str, Any]) -> Any:
         package_root=str(Path(our_package.__file__ or "").resolve().parent.parent),
         store_cluster=given.store_cluster,
         encoder_uri=given.models.encoder.uri,
+        reason_model=model_of(Path(given.generator_folder)),
     )
     encoder = given.models.encoder
     arguments: dict[str, tuple[Any, ...]] = {

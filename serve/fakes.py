@@ -211,6 +211,7 @@ class SilentMetrics(ServeMetrics):
         self.refusals: list[int] = []
         self.events: dict[str, int] = {}
         self.reason_sources: list[str] = []
+        self.cache_outcomes: dict[str, int] = {}
         self.records_dropped = 0
         self.lag_s = 0.0
         self.most_in_flight = 0
@@ -239,6 +240,10 @@ class SilentMetrics(ServeMetrics):
     def reason(self, source: str) -> None:
         """See `ServeMetrics.reason`."""
         self.reason_sources.append(source)
+
+    def reason_cache(self, outcome: str, count: int) -> None:
+        """See `ServeMetrics.reason_cache`."""
+        self.cache_outcomes[outcome] = self.cache_outcomes.get(outcome, 0) + count
 
     def record_dropped(self) -> None:
         """See `ServeMetrics.record_dropped`."""

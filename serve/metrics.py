@@ -37,6 +37,11 @@ class ServeMetrics:
         self._reasons = metrics.Counter(
             "raycommend_reasons_total", description="Reasons by source.", tag_keys=("source",)
         )
+        self._cached = metrics.Counter(
+            "raycommend_reason_cache_total",
+            description="Reasons looked up before any model is asked, by where they were found.",
+            tag_keys=("outcome",),
+        )
         self._dropped = metrics.Counter(
             "raycommend_records_dropped_total", description="Served records lost to a full queue."
         )
@@ -71,6 +76,10 @@ class ServeMetrics:
     def reason(self, source: str) -> None:
         """Count one reason by who wrote it."""
         self._reasons.inc(1.0, tags={"source": source})
+
+    def reason_cache(self, outcome: str, count: int) -> None:
+        """Count reasons looked up; see `TieredReasons.counts` for the outcomes. Hits over all are the hit rate."""
+        self._cached.inc(float(count), tags={"outcome": outcome})
 
     def record_dropped(self) -> None:
         """Count a served record that did not fit the queue."""

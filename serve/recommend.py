@@ -21,6 +21,7 @@ from models.bundle import ReleaseBundle
 from models.candidates import source_names
 from models.explain.evidence import Evidence
 from models.explain.explainer import Reason
+from models.explain.reason_cache import TieredReasons
 from models.ids import hash64_array
 from serve.context import RequestContext
 from serve.deadline import Deadline
@@ -70,6 +71,7 @@ class RecommendService:
         metrics: ServeMetrics,
         settings: ServeSettings,
         executor: Executor,
+        reason_cache: TieredReasons | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._explainer = explainer
@@ -79,6 +81,7 @@ class RecommendService:
         self._metrics = metrics
         self._settings = settings
         self._executor = executor
+        self._reason_cache = reason_cache
 
     async def answer(
         self, request: RecommendRequest, *, tenant: str, request_id: str, planned: DegradationLevel
@@ -198,7 +201,12 @@ class RecommendService:
 
     async def _reasons(self, decision: _Decision, deadline_ms: float) -> AsyncIterator[Reason]:
         written = write_reasons(
-            decision.ctx, self._explainer, decision.evidence, language=decision.language, deadline_ms=deadline_ms
+            decision.ctx,
+            self._explainer,
+            decision.evidence,
+            language=decision.language,
+            deadline_ms=deadline_ms,
+            cache=self._reason_cache,
         )
         # Closed here and now when the reader leaves, not when garbage is collected: it holds a call to the engine.
         async with aclosing(written) as reasons:  # type: ignore[type-var]

@@ -81,6 +81,17 @@ class DeploymentSettings(_Section):
     """Worker threads for model and index calls inside a replica."""
 
 
+class ReasonCacheSettings(_Section):
+    """Reasons that were written before, in each process and in the cache store."""
+
+    ttl_s: float = Field(86_400.0, gt=0)
+    """How long a written reason may be shown again."""
+    local_entries: int = Field(20_000, ge=0)
+    """Reasons that one process keeps."""
+    timeout_ms: float = Field(20.0, gt=0)
+    """How long a list waits for the cache store; without an answer it goes on without it."""
+
+
 class ConsumerDeploymentSettings(_Section):
     """The event consumer: live statistics for `trending` and `popular`, and the event log."""
 
@@ -153,6 +164,8 @@ class ServeSettings(_Section):
     """Items that arrive, change and go between two releases."""
     consumer: ConsumerDeploymentSettings = ConsumerDeploymentSettings()
     """The event consumer; it has one replica."""
+    reason_cache: ReasonCacheSettings = ReasonCacheSettings()
+    """Reasons that were written before."""
 
     def store_limits(self) -> StoreLimits:
         """Return what these settings say of the online store; all else there is fixed."""

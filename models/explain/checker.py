@@ -8,6 +8,7 @@ left: every word must be in a small lexicon of connectives, every number must be
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Container
 from typing import Literal
 
@@ -85,10 +86,12 @@ def _masked(text: str, evidence: Evidence, language: str) -> tuple[str, list[Lik
 
 def _check_words(rest: str, evidence: Evidence, language: str, titles: Container[str] | None) -> Verdict:
     words = _MARK.sub(" ", rest)
-    if not _MARK.search(rest) and not words.strip():
+    if not _MARK.search(rest) and not _WORD.search(words):
         return "empty"
     if not is_quotable(words + "a") or re.search(r"[\"()\[\]/@#$%&*+=]", words):
         return "instruction"
+    if any(unicodedata.category(c)[0] in "SM" for c in words):
+        return "not_plain"
     if any(n != str(evidence.year) for n in _NUMBER.findall(words)):
         return "unknown_number"
     if language == "zh":

@@ -55,6 +55,8 @@ class Evidence:
     year: int | None = None
     source: str | None = None
     claims: tuple[Claim, ...] = ()
+    item_version: str = ""
+    """Digest of the item as the catalog holds it: part of cache keys, never said and not part of the evidence hash."""
 
     @property
     def shared(self) -> tuple[Attribute, ...]:
@@ -80,6 +82,7 @@ EMPTY = Evidence()
 def evidence_hash(evidence: Evidence) -> str:
     """Return 32 hex digits that change whenever anything sayable changes; equal in every process."""
     body = asdict(evidence)
+    del body["item_version"]  # a new description changes no sentence; cache keys hold the version beside this hash
     body["liked"] = [{**i, "cosine": None} for i in body["liked"]]  # a rounding error must not miss the cache
     text = json.dumps(body, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -129,6 +132,7 @@ def build_evidence(
         year=int(year) if year is not None and 0 < year < 3000 else None,
         source=_strongest(sources, source_scores),
         claims=_claims(positives, row, len(catalog), sources, popularity_rank, trending_rank, options),
+        item_version=catalog.version(row),
     )
 
 

@@ -14,18 +14,15 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from models.explain.cache import ReasonCache
 from models.explain.checker import check_reason
-from models.explain.evidence import Evidence, evidence_hash
-from models.explain.frames import language_of
+from models.explain.evidence import Evidence
 from models.explain.generator import Generator, GeneratorBusy, ReasonRequest
-from models.explain.prompt import PROMPT_VERSION
+from models.explain.reason_cache import ReasonKey, TieredReasons
 from models.explain.template import template_reason
 
 ReasonSource = Literal["llm", "cache", "template", "none"]
 Fallback = Literal["no_llm", "queue_full", "deadline", "checker", "engine"]
 _log = logging.getLogger(__name__)
-_Key = tuple[str, str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +65,17 @@ class _Flight:
 class ReasonWriter:
     """Writes reasons with one generator (or none). For one event loop; `write` may run many times at once."""
 
-    def __init__(self, generator: Generator | None, *, max_pending: int = 64, cache: ReasonCache | None = None) -> None:
-        """`max_pending` bounds the generations under way or waiting; beyond it a template comes at once."""
+    def __init__(
+        self, generator: Generator | None, *, max_pending: int = 64, cache: TieredReasons | None = None
+    ) -> None:
+        """`max_pending` bounds the generations under way or waiting; beyond it a template comes at once.
+
+        `cache` must be one for the generator's own model.
+        """
         self._generator = generator
         self._max_pending = max_pending
-        self._cache = cache if cache is not None else ReasonCache()
-        self._flights: dict[_Key, _Flight] = {}
+        self._cache = cache if cache is not None else TieredReasons(generator.model if generator is not None else "")
+        self._flights: dict[ReasonKey, _Flight] = {}
         self.stats = WriterStats()
 
     @property
@@ -103,10 +105,11 @@ class ReasonWriter:
         llm = self._generator if allow_llm and deadline_s > 0 else None
         ready: list[Reason] = []
         waiting: set[asyncio.Task[Reason]] = set()
+        found = await self._cache.find([evidence for _, evidence in tasks], language=language, tenant=tenant)
         try:
             for place, (slot, evidence) in enumerate(tasks):
-                key = self._key(evidence, language, tenant)
-                if (text := self._cache.get(key)) is not None:
+                key = self._cache.key(evidence, language, tenant)
+                if (text := found.texts[place]) is not None:
                     ready.append(self._count(Reason(slot, text, "cache", evidence)))
                 elif llm is None:
                     ready.append(self._template(slot, evidence, language, "no_llm"))
@@ -127,11 +130,7 @@ class ReasonWriter:
             for task in waiting:
                 task.cancel()
 
-    def _key(self, evidence: Evidence, language: str, tenant: str) -> _Key:
-        model = self._generator.model if self._generator is not None else ""
-        return (evidence_hash(evidence), model, PROMPT_VERSION, language_of(language), tenant)
-
-    def _board(self, generator: Generator, key: _Key, evidence: Evidence, place: int) -> _Flight | None:
+    def _board(self, generator: Generator, key: ReasonKey, evidence: Evidence, place: int) -> _Flight | None:
         """Return the flight for this key, a new one if there is room, else None."""
         flight = self._flights.get(key)
         if flight is not None:
@@ -139,24 +138,24 @@ class ReasonWriter:
         elif len(self._flights) >= self._max_pending:
             return None
         else:
-            request = ReasonRequest(evidence, language=key[3], priority=place, tenant=key[4])
-            flight = _Flight(asyncio.create_task(self._generate(generator, key, request)))
+            request = ReasonRequest(evidence, language=key.language, priority=place, tenant=key.tenant)
+            flight = _Flight(asyncio.create_task(self._generate(generator, request)))
             self._flights[key] = flight
             flight.task.add_done_callback(lambda _: self._land(key, flight))
         flight.waiters += 1
         return flight
 
-    def _land(self, key: _Key, flight: _Flight) -> None:
+    def _land(self, key: ReasonKey, flight: _Flight) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
 
-    def _leave(self, key: _Key, flight: _Flight, _: asyncio.Task[Reason]) -> None:
+    def _leave(self, key: ReasonKey, flight: _Flight, _: asyncio.Task[Reason]) -> None:
         flight.waiters -= 1
         if flight.waiters == 0 and not flight.task.done():
             self._land(key, flight)  # a newcomer must start anew, not join a dying one
             flight.task.cancel()
 
-    async def _generate(self, generator: Generator, key: _Key, request: ReasonRequest) -> _Outcome:
+    async def _generate(self, generator: Generator, request: ReasonRequest) -> _Outcome:
         """Return the checked sentence, now cached, or why there is none. Never raises but when cancelled."""
         try:
             text = await generator.generate(request)
@@ -169,7 +168,7 @@ class ReasonWriter:
         if verdict != "ok":
             self.stats.refusals[verdict] += 1
             return _Outcome(failed="checker")
-        self._cache.put(key, text)
+        self._cache.keep(request.evidence, request.language, request.tenant, text)
         return _Outcome(text)
 
     async def _wait(self, flight: _Flight, slot: int, evidence: Evidence, language: str, ends: float) -> Reason:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from models.explain.evidence import Evidence
@@ -30,6 +31,11 @@ class ReasonRequest:
     language: str = "en"
     priority: int = 0
     tenant: str = "main"
+
+
+def model_of(folder: Path) -> str:
+    """Return the identity of the weights in a folder: its name, which the hub derives from URI and digest."""
+    return folder.name
 
 
 class Generator(Protocol):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.explain.evidence import EMPTY
-from models.explain.generator import GeneratorBusy, GeneratorError, ReasonRequest
+from models.explain.generator import GeneratorBusy, GeneratorError, ReasonRequest, model_of
 from models.explain.grammar import reason_grammar
 from models.explain.prompt import PromptBuilder
 from models.explain.reaper import MARK, Reaper
@@ -76,8 +76,8 @@ class VllmGenerator:
 
     @property
     def model(self) -> str:
-        """Identity of the weights: the folder's name, which the hub derives from the model's URI and digest."""
-        return self._folder.name
+        """See `model_of`."""
+        return model_of(self._folder)
 
     @property
     def in_flight(self) -> int:

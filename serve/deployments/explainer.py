@@ -11,7 +11,7 @@ from models.explain.explainer import Reason, ReasonWriter
 from models.explain.generator import Generator
 from models.settings import GeneratorSettings
 from serve.context import StageCall
-from serve.deployments.replica import ReplicaConfig, check_packages
+from serve.deployments.replica import ReplicaConfig, check_packages, open_cache, open_reasons
 from serve.ports import ReasonTask
 from serve.stages import LocalExplainer
 
@@ -39,7 +39,8 @@ class ExplainerDeployment:
                 max_queued=settings.max_pending,
             ),
         )
-        self._explainer = LocalExplainer(ReasonWriter(self._generator, max_pending=settings.max_pending))
+        cache = open_reasons(config, open_cache(config))
+        self._explainer = LocalExplainer(ReasonWriter(self._generator, max_pending=settings.max_pending, cache=cache))
         await self._generator.start()
         self._watch = asyncio.create_task(keep_alive(self._generator))
 

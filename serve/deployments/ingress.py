@@ -18,7 +18,9 @@ from serve.deployments.replica import (
     executor,
     follow_releases,
     follow_statistics,
+    open_cache,
     open_items,
+    open_reasons,
     open_store,
     signing_key,
     warm_edge,
@@ -93,6 +95,7 @@ class IngressDeployment:
         signer = Signer(signing_key())
         self._records = ServedRecords(Path(config.records_folder), dropped=self._metrics.record_dropped)
         self._records.start()
+        self._cache = open_cache(config)
         self._pipeline = RecommendationPipeline(
             fetcher=ports.fetcher,
             encoder=ports.encoder,
@@ -114,6 +117,7 @@ class IngressDeployment:
                 metrics=self._metrics,
                 settings=settings,
                 executor=pool,
+                reason_cache=open_reasons(config, self._cache, observe=self._metrics.reason_cache),
             ),
             events=EventService(StoreEventSink(self._store), signer, self._metrics, settings, encoder=ports.encoder),
             lists=ListService(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from models.artifacts import ArtifactStore
 from models.bundle import ReleaseBundle
+from models.explain.cache import ReasonCache
+from models.explain.reason_cache import TieredReasons
 from models.items.log import ItemLog
 from models.retrieval.settings import RetrievalSettings
+from models.store.cache_store import CacheStore, RedisCache
 from models.store.port import OnlineStore
 from models.store.profiles import ProfileStore
 from serve.auth import Keys
@@ -38,6 +42,8 @@ class ReplicaConfig:
     records_folder: str
     package_root: str
     store_cluster: bool = False
+    reason_model: str = ""
+    """Identity of the generator: reasons of another model are not found in the cache."""
     release_wait_s: float = 60.0
     encoder_uri: str | None = None
 
@@ -62,6 +68,21 @@ def open_items(config: ReplicaConfig) -> ItemLog:
     from models.items.log import RedisItemLog
 
     return RedisItemLog(store_url(), limit=config.settings.items.log_changes, cluster=config.store_cluster)
+
+
+def open_cache(config: ReplicaConfig) -> CacheStore | None:
+    """Return the cache store named by the environment, or None: everything works without one, only slower."""
+    url = os.environ.get(CACHE_URL)
+    return RedisCache(url, timeout_s=config.settings.reason_cache.timeout_ms / 1000.0) if url else None
+
+
+def open_reasons(
+    config: ReplicaConfig, shared: CacheStore | None, *, observe: Callable[[str, int], None] | None = None
+) -> TieredReasons:
+    """Return the reason cache of this replica, in front of the shared one; `observe` is told of every look-up."""
+    of = config.settings.reason_cache
+    local = ReasonCache(size=of.local_entries, ttl_s=of.ttl_s)
+    return TieredReasons(config.reason_model, local=local, shared=shared, ttl_s=of.ttl_s, observe=observe)
 
 
 def api_keys() -> Keys:

@@ -71,6 +71,9 @@ def test_a_true_sentence_passes(text: str) -> None:
         ("\ue000 is a crime pick.", "not_plain"),
         ("Heatwave is a crime pick.", "unknown_word"),
         ("Preheat is a crime pick.", "unknown_word"),
+        ("\ufffd\ufffd", "empty"),
+        ("Try Heat \u2605\u2605.", "not_plain"),
+        ("...!", "empty"),
         ("試試 Heat.", "unknown_word"),
     ],
 )

@@ -10,6 +10,7 @@ from models.explain.evidence import EMPTY, Evidence, Liked
 from models.explain.explainer import Reason, ReasonWriter
 from models.explain.generator import GeneratorBusy, GeneratorError, ReasonRequest, ScriptedGenerator
 from models.explain.positives import Attribute
+from models.explain.reason_cache import TieredReasons
 from models.explain.template import template_reason
 
 CRIME = Attribute("Crime", "genre")
@@ -53,7 +54,8 @@ async def test_a_second_time_comes_from_the_cache_unless_tenant_language_or_evid
 
 async def test_cached_reasons_expire() -> None:
     now = [0.0]
-    writer = ReasonWriter(ScriptedGenerator(honest), cache=ReasonCache(ttl_s=10, clock=lambda: now[0]))
+    cache = TieredReasons("scripted", local=ReasonCache(ttl_s=10, clock=lambda: now[0]))
+    writer = ReasonWriter(ScriptedGenerator(honest), cache=cache)
     await written(writer, record())
     now[0] = 9.9
     assert [r.source for r in await written(writer, record())] == ["cache"]

@@ -186,6 +186,7 @@ def test_the_real_metrics_take_every_observation_without_a_cluster() -> None:
     metrics.refused(422)
     metrics.event("accepted", 3)
     metrics.reason("llm")
+    metrics.reason_cache("shared", 3)
     metrics.record_dropped()
     metrics.loop_lag(0.0)
     metrics.in_flight(0)

@@ -5,8 +5,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from models.explain.evidence import EMPTY
+from models.explain.evidence import EMPTY, Evidence
 from models.explain.explainer import Reason
+from models.explain.positives import Attribute
+from models.explain.reason_cache import TieredReasons
+from models.explain.template import template_reason
+from models.store.cache_store import MemoryCache
+from models.store.port import StoreUnavailable
 from serve.context import RequestContext, StageCall
 from serve.deadline import Deadline
 from serve.degradation import DegradationLevel, DegradedReason
@@ -78,3 +83,54 @@ async def test_a_reader_who_leaves_a_stream_frees_the_explainer_at_once(edge) ->
     assert [(await anext(events))[0], (await anext(events))[0]] == ["items", "reason"]
     await events.aclose()
     assert edge.explainer.closed == 1
+
+
+HEAT = Evidence("Heat", attributes=(Attribute("Crime", "genre"),))
+
+
+class Never:
+    """An explainer that must not be asked."""
+
+    async def explain(self, call: StageCall, task: ReasonTask) -> AsyncIterator[Reason]:
+        raise AssertionError("asked")
+        yield
+
+
+async def reasons(ctx: RequestContext, explainer, cache, *, records, deadline_ms: float) -> list[tuple[int, str, str]]:
+    written = write_reasons(ctx, explainer, records, language="en", deadline_ms=deadline_ms, cache=cache)
+    return [(r.slot, r.source, r.text) async for r in written]
+
+
+async def test_a_warm_list_asks_no_explainer() -> None:
+    shared = MemoryCache()
+    writer = TieredReasons("m", shared=shared)
+    for evidence in (EMPTY, HEAT):
+        writer.keep(evidence, "en", "main", template_reason(evidence))
+    await writer.flush()
+    for cache in (writer, TieredReasons("m", shared=shared)):
+        got = await reasons(context(), Never(), cache, records=[EMPTY, HEAT], deadline_ms=500)
+        assert [(slot, source) for slot, source, _ in got] == [(0, "cache"), (1, "cache")]
+
+
+async def test_only_what_the_cache_lacks_is_asked_for_and_keeps_its_slot() -> None:
+    cache, explainer = TieredReasons("m", shared=MemoryCache()), FakeExplainer()
+    cache.keep(EMPTY, "en", "main", "Something different to explore.")
+    got = await reasons(context(), explainer, cache, records=[HEAT, EMPTY, HEAT], deadline_ms=500)
+    assert got == [
+        (1, "cache", "Something different to explore."),
+        (2, "llm", "Because of Heat."),
+        (0, "llm", "Because of Heat."),
+    ]
+    assert [task.evidence for task in explainer.tasks] == [(HEAT, HEAT)]
+    again = await reasons(context(), Never(), cache, records=[HEAT], deadline_ms=500)
+    assert again == [(0, "cache", "Because of Heat.")]
+
+
+async def test_without_the_model_a_silent_store_leaves_the_explainer_s_own_cache() -> None:
+    shared = MemoryCache()
+    cache = TieredReasons("m", shared=shared)
+    ctx = context()
+    assert (await reasons(ctx, Never(), cache, records=[HEAT], deadline_ms=0))[0][1] == "template"
+    assert ctx.degraded == []
+    shared.error = StoreUnavailable("gone")
+    assert (await reasons(context(), FakeExplainer(), cache, records=[HEAT], deadline_ms=0))[0][1] == "cache"

@@ -37,6 +37,7 @@ def _table(*benches: Bench) -> dict[str, Bench]:
 
 BENCHES = _table(
     Bench("client", "loadtests.bench.client:bench", "the load client's own ceiling, beside wrk where it is installed"),
+    Bench("explain", "loadtests.bench.explain:bench", "reasons: truth by two checkers, variety, cost over the engine"),
     Bench(
         "features", "loadtests.bench.features:bench", "one user's features beside a plain redis-py pipeline of the same"
     ),

@@ -115,18 +115,19 @@ def build_evidence(
         trending_rank: rank in the recent window; `trending` is claimed only from it.
         options: thresholds.
     """
-    own = attributes_of(catalog, row)
+    own, title = attributes_of(catalog, row), quotable_text(catalog.title(row))
     cosines = _cosines(embeddings, row, [p.row for p in positives])
     visits = [link(p.row, row) if link is not None and p.row != row else 0.0 for p in positives]
     most = max((v for v in visits if v >= options.min_link), default=0.0)
     strengths = [
-        _strength(p, own, visits[at], most, float(cosines[at]), options) if p.row != row else 0.0
+        # A catalog may hold one title twice: "similar to Heat" says nothing about Heat.
+        _strength(p, own, visits[at], most, float(cosines[at]), options) if p.row != row and p.title != title else 0.0
         for at, p in enumerate(positives)
     ]
     best = sorted((at for at, s in enumerate(strengths) if s > 0), key=lambda at: -strengths[at])[: options.max_liked]
     year = catalog.numbers(row).get("year")
     return Evidence(
-        item=quotable_text(catalog.title(row)),
+        item=title,
         liked=tuple(_liked(positives[at], own, visits[at], float(cosines[at]), options) for at in best),
         attributes=own[: options.max_attributes],
         year=int(year) if year is not None and 0 < year < 3000 else None,

@@ -24,6 +24,7 @@ from models.explain.generator import GeneratorBusy, GeneratorError, ReasonReques
 from models.explain.grammar import reason_grammar
 from models.explain.prompt import PromptBuilder
 from models.explain.reaper import MARK, Reaper
+from models.settings import GeneratorSettings
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 _SHUTDOWN_S = 5.0
@@ -126,15 +127,20 @@ class VllmGenerator:
             await self.close()
             raise
 
+    def prompt_of(self, request: ReasonRequest) -> list[int]:
+        """Return the prompt of a request as token ids. Raises GeneratorError before `start`."""
+        if self._prompts is None:
+            raise GeneratorError("the generator has not been started")
+        return self._prompts.ids(request.evidence, request.language)
+
     async def generate(self, request: ReasonRequest) -> str:
         """See `Generator.generate`."""
-        if self._engine is None or self._prompts is None:
-            raise GeneratorError("the generator has not been started")
+        prompt = self.prompt_of(request)
         if self._in_flight >= self._options.max_queued:
             raise GeneratorBusy(f"{self._in_flight} requests are in flight")
         grammar = reason_grammar(request.evidence, request.language)
         return await self.complete(
-            self._prompts.ids(request.evidence, request.language),
+            prompt,
             grammar=grammar,
             priority=request.priority,
             salt=request.tenant,
@@ -200,30 +206,52 @@ class VllmGenerator:
             await asyncio.to_thread(reaper.close)
 
     def _load(self, mark: str) -> Any:
-        cuda = _has_cuda()
-        with _environment(_variables(self._options, cuda=cuda) | {MARK: mark}):
+        with engine_environment(self._options, {MARK: mark}):
             from vllm import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
 
-            options = self._options
-            place = (
-                {"gpu_memory_utilization": options.gpu_memory_utilization}
-                if cuda
-                else {"block_size": options.block_size}
-            )
             arguments = AsyncEngineArgs(
-                model=str(self._folder),
-                dtype=engine_dtype(options.dtype, cuda=cuda),
-                max_model_len=options.max_model_len,
-                max_num_seqs=options.max_running,
-                enforce_eager=not cuda,
-                enable_prefix_caching=True,
-                scheduling_policy="priority",
-                disable_log_stats=not options.collect_stats,
-                trust_remote_code=False,
-                **place,
+                **engine_arguments(self._folder, self._options), disable_log_stats=not self._options.collect_stats
             )
             return AsyncLLM.from_engine_args(arguments)
+
+
+def engine_options(settings: GeneratorSettings) -> EngineOptions:
+    """Return how the engine runs as the settings say."""
+    return EngineOptions(
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len_tokens,
+        kv_cache_gib=settings.kv_cache_gib,
+        gpu_memory_utilization=settings.gpu_memory_share,
+        max_running=settings.max_running,
+        threads=settings.threads,
+        nice=settings.niceness,
+        max_queued=settings.max_pending,
+    )
+
+
+def engine_arguments(folder: Path, options: EngineOptions) -> dict[str, Any]:
+    """Return the arguments of any vLLM engine, ours or a bare one that a benchmark compares with."""
+    cuda = _has_cuda()
+    place = {"gpu_memory_utilization": options.gpu_memory_utilization} if cuda else {"block_size": options.block_size}
+    return {
+        "model": str(folder),
+        "dtype": engine_dtype(options.dtype, cuda=cuda),
+        "max_model_len": options.max_model_len,
+        "max_num_seqs": options.max_running,
+        "enforce_eager": not cuda,
+        "enable_prefix_caching": True,
+        "scheduling_policy": "priority",
+        "trust_remote_code": False,
+        **place,
+    }
+
+
+@contextlib.contextmanager
+def engine_environment(options: EngineOptions, more: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Set what vLLM reads from the environment when it is imported and when its processes start."""
+    with _environment(_variables(options, cuda=_has_cuda()) | dict(more or {})):
+        yield
 
 
 async def _end(engine: Any) -> None:

@@ -23,22 +23,10 @@ class ExplainerDeployment:
     """Writes reasons. Ready when the engine is; while the engine restarts later, templates answer."""
 
     async def __init__(self, config: ReplicaConfig, folder: str, settings: GeneratorSettings) -> None:  # type: ignore[misc]  # Serve awaits it
-        from models.explain.vllm_generator import EngineOptions, VllmGenerator
+        from models.explain.vllm_generator import VllmGenerator, engine_options
 
         check_packages(config)
-        self._generator = VllmGenerator(
-            Path(folder),
-            EngineOptions(
-                dtype=settings.dtype,
-                max_model_len=settings.max_model_len_tokens,
-                kv_cache_gib=settings.kv_cache_gib,
-                gpu_memory_utilization=settings.gpu_memory_share,
-                max_running=settings.max_running,
-                threads=settings.threads,
-                nice=settings.niceness,
-                max_queued=settings.max_pending,
-            ),
-        )
+        self._generator = VllmGenerator(Path(folder), engine_options(settings))
         cache = open_reasons(config, open_cache(config))
         self._explainer = LocalExplainer(ReasonWriter(self._generator, max_pending=settings.max_pending, cache=cache))
         await self._generator.start()

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.hub import DEFAULT_ENCODER_URI, DEFAULT_GENERATOR_URI
 from models.retrieval.settings import RetrievalSettings
 
+GrammarLevel = Literal["closed", "open"]
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -32,6 +34,8 @@ class GeneratorSettings(_Section):
 
     uri: str = DEFAULT_GENERATOR_URI
     """Where the model comes from; a `.gguf` file is turned into safetensors once."""
+    grammar: GrammarLevel = "closed"
+    """`closed`: every word is an alternative, for small models; `open`: a capable model words the rest itself."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """`auto` takes bfloat16 where the hardware computes it, else float32 (four times faster there)."""
     max_model_len_tokens: int = Field(1024, ge=256)

@@ -33,9 +33,9 @@ class ReasonRequest:
     tenant: str = "main"
 
 
-def model_of(folder: Path) -> str:
-    """Return the identity of the weights in a folder: its name, which the hub derives from URI and digest."""
-    return folder.name
+def model_of(folder: Path, grammar: str = "closed") -> str:
+    """Return the identity of who writes: the folder's name, made by the hub from URI and digest, and the level."""
+    return folder.name if grammar == "closed" else f"{folder.name}+{grammar}"
 
 
 class Generator(Protocol):

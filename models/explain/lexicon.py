@@ -1,7 +1,7 @@
 """The words a reason may use besides titles and attributes, and what each of them claims.
 
 Written by hand for the checker, apart from the frames: a frame with a word that is not here is refused, and a test
-notices. Called by the checker alone.
+notices. Called by the checker, and by the open grammar for the words that claim nothing.
 """
 
 # ruff: noqa: E501, SIM905 - word lists and their patterns read best as running text
@@ -112,6 +112,21 @@ def said_verbs(rest: str, language: str) -> set[Taken]:
 def says_personal(rest: str, language: str) -> bool:
     """Whether the sentence leans on something the user did."""
     return language != "zh" and _PERSONAL.search(rest) is not None
+
+
+def claims_something(word: str) -> bool:
+    """Whether an English word may be part of a claim or of what somebody did, so that it must be backed."""
+    verbs = {part for verb in _ENGLISH_VERBS for part in verb.split()}
+    nouns = {"you", "your", "someone", "anyone", "person", "who", "yet", "off", "want", "need", "time", "maker", "name"}
+    loaded = (
+        verbs
+        | nouns
+        | set(
+            "new first early fresh once rise attention right moment days recently added known together dates all every many "
+            "better wrong hard low running went was were live lives world safe two pairing combination".split()
+        )
+    )
+    return word in loaded or bool(claims_of(word, "en")) or says_personal(f"{word} you", "en")
 
 
 def claims_of(rest: str, language: str) -> list[str]:

@@ -22,9 +22,10 @@ from typing import Any, Literal
 from models.explain.evidence import EMPTY
 from models.explain.generator import GeneratorBusy, GeneratorError, ReasonRequest, model_of
 from models.explain.grammar import reason_grammar
+from models.explain.open_grammar import open_grammar
 from models.explain.prompt import PromptBuilder
 from models.explain.reaper import MARK, Reaper
-from models.settings import GeneratorSettings
+from models.settings import GeneratorSettings, GrammarLevel
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 _SHUTDOWN_S = 5.0
@@ -35,6 +36,8 @@ _log = logging.getLogger(__name__)
 class EngineOptions:
     """How the engine runs. The defaults suit a small model on a few CPU cores."""
 
+    grammar: GrammarLevel = "closed"
+    """How free the model is, see `models.explain.open_grammar`."""
     dtype: Dtype = "auto"
     """`auto`: bfloat16 on CUDA and on CPUs with native bf16, else float32 (four times as fast without it)."""
     max_model_len: int = 1024
@@ -78,7 +81,7 @@ class VllmGenerator:
     @property
     def model(self) -> str:
         """See `model_of`."""
-        return model_of(self._folder)
+        return model_of(self._folder, self._options.grammar)
 
     @property
     def in_flight(self) -> int:
@@ -138,7 +141,8 @@ class VllmGenerator:
         prompt = self.prompt_of(request)
         if self._in_flight >= self._options.max_queued:
             raise GeneratorBusy(f"{self._in_flight} requests are in flight")
-        grammar = reason_grammar(request.evidence, request.language)
+        grammar_of = open_grammar if self._options.grammar == "open" else reason_grammar
+        grammar = grammar_of(request.evidence, request.language)
         return await self.complete(
             prompt,
             grammar=grammar,
@@ -219,6 +223,7 @@ class VllmGenerator:
 def engine_options(settings: GeneratorSettings) -> EngineOptions:
     """Return how the engine runs as the settings say."""
     return EngineOptions(
+        grammar=settings.grammar,
         dtype=settings.dtype,
         max_model_len=settings.max_model_len_tokens,
         kv_cache_gib=settings.kv_cache_gib,

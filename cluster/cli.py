@@ -232,6 +232,24 @@ def evaluate(
 
 
 @app.command()
+def explain(
+    warm: Annotated[bool, typer.Option("--warm", help="Fill the reason cache of the running deployment.")] = False,
+    users: Annotated[int, typer.Option(help="How many of the most active users.", min=1)] = 100,
+    most: Annotated[int, typer.Option(help="At most this many reasons.", min=1, max=100_000)] = 1000,
+    env: Env = "local",
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Write the reasons that are likely to be asked for before anybody asks (--warm)."""
+    from cluster.explain import explain as explain_ahead
+
+    with _operating(env, set_, json=json) as settings:
+        report = explain_ahead(settings, warm=warm, users=users, most=most, say=say)
+        if json:
+            result({"ok": True, **report})
+
+
+@app.command()
 def clusters(
     top: Annotated[int, typer.Option(help="Labels and items per cluster.", min=1, max=50)] = 5,
     env: Env = "local",

@@ -4,6 +4,7 @@
     ├── ClientError            the caller must change something
     │   ├── InvalidRequest
     │   ├── NotFound       what the path names is not there
+    │   │   └── NotSampled     of this decision only the served record exists
     │   └── Unauthorised
     ├── OverloadError          try again later; carries `retry_after_s`
     ├── DependencyError        a store or model that a stage needs is not there
@@ -43,6 +44,10 @@ class InvalidRequest(ClientError):
 
 class NotFound(ClientError):
     """What the path names does not exist."""
+
+
+class NotSampled(NotFound):
+    """Nothing but the served record is kept of the decision that the path names."""
 
 
 class Unauthorised(ClientError):
@@ -88,6 +93,7 @@ class HttpError:
 HTTP_ERRORS: dict[type[RecommendError], HttpError] = {
     InvalidRequest: HttpError(422, "Invalid request"),
     NotFound: HttpError(404, "Not found"),
+    NotSampled: HttpError(404, "not_sampled"),
     Unauthorised: HttpError(401, "Unauthorised"),
     ClientError: HttpError(400, "Bad request"),
     OverloadError: HttpError(503, "Overloaded"),

@@ -27,6 +27,7 @@ from serve.degradation import planned_level
 from serve.errors import ClientError, InvalidRequest, OverloadError, RecommendError, http_error
 from serve.ingest import EventService
 from serve.items import ItemService
+from serve.later import LaterReasons
 from serve.lists import ListService, Ranking
 from serve.metrics import ServeMetrics
 from serve.parameters import list_query
@@ -60,6 +61,7 @@ class HttpEdge:
         lists: ListService,
         items: ItemService,
         users: UserService,
+        later: LaterReasons,
         ready: Callable[[], Awaitable[dict[str, Any]]],
         metrics: ServeMetrics,
     ) -> None:
@@ -71,6 +73,7 @@ class HttpEdge:
         self._lists = lists
         self._items = items
         self._users = users
+        self._later = later
         self._ready = ready
         self._metrics = metrics
         self._in_flight = 0
@@ -90,12 +93,7 @@ class HttpEdge:
             if "text/event-stream" in request.headers.get("accept", ""):
                 events = self._recommend.stream(body, tenant=tenant, request_id=request_id, planned=planned)
                 # The first event is awaited here, so that what goes wrong before the list is a proper error.
-                first = await anext(events)
-                return StreamingResponse(
-                    self._counted(_server_sent(first, events)),
-                    media_type="text/event-stream",
-                    headers={**_headers(request_id, first[1]["timings_ms"]), "Cache-Control": "no-store"},
-                )
+                return self._streamed(request_id, await anext(events), events)
             answer = await self._recommend.answer(body, tenant=tenant, request_id=request_id, planned=planned)
             return Response(
                 orjson.dumps(answer),
@@ -104,6 +102,26 @@ class HttpEdge:
             )
 
         return await self._guard(request, run)
+
+    async def reasons(self, request: Request) -> Response:
+        """Answer `GET /v1/decisions/{decision_id}/reasons` as JSON or as server-sent events."""
+
+        async def run(request_id: str) -> Response:
+            tenant, decision_id = self._tenant(request), _path_id(request, "decision_id")
+            wanted = _reasons_deadline(request)
+            planned = planned_level(self._in_flight, capacity=self._settings.max_in_flight)
+            who = {"tenant": tenant, "request_id": request_id, "planned": planned}
+            if "text/event-stream" not in request.headers.get("accept", ""):
+                return _json(await self._later.answer(decision_id, wanted, **who))  # type: ignore[arg-type]
+            events = self._later.stream(decision_id, wanted, **who)  # type: ignore[arg-type]
+            return self._streamed(request_id, await anext(events), events)
+
+        return await self._guard(request, run)
+
+    def _streamed(self, request_id: str, first: ServerEvent, rest: AsyncIterator[ServerEvent]) -> Response:
+        headers = {**_headers(request_id, first[1].get("timings_ms", {})), "Cache-Control": "no-store"}
+        body = self._counted(_server_sent(first, rest))
+        return StreamingResponse(body, media_type="text/event-stream", headers=headers)
 
     async def events(self, request: Request) -> Response:
         """Answer `POST /v1/events`: one event, or a list of up to 500."""
@@ -260,10 +278,26 @@ def _headers(request_id: str, timings_ms: dict[str, float]) -> dict[str, str]:
 
 
 def _item_id(request: Request) -> str:
-    item_id = str(request.path_params["item_id"])
-    if not is_valid_id(item_id):
-        raise InvalidRequest("the path holds no valid item id")
-    return item_id
+    return _path_id(request, "item_id")
+
+
+def _path_id(request: Request, name: str) -> str:
+    found = str(request.path_params[name])
+    if not is_valid_id(found):
+        raise InvalidRequest(f"the path holds no valid {name.replace('_', ' ')}")
+    return found
+
+
+def _reasons_deadline(request: Request) -> int | None:
+    """Return the one parameter there is, in milliseconds; None where it is not given. Raises InvalidRequest."""
+    given = request.query_params.multi_items()
+    if not given:
+        return None
+    if len(given) > 1 or given[0][0] != "reasons_deadline_ms" or not re.fullmatch(r"[0-9]{1,6}", given[0][1]):
+        raise InvalidRequest("the only parameter is reasons_deadline_ms, a number of milliseconds up to 120000")
+    if int(given[0][1]) > 120_000:
+        raise InvalidRequest("reasons_deadline_ms is at most 120000")
+    return int(given[0][1])
 
 
 def _list_query(request: Request) -> ListQuery:

@@ -47,6 +47,15 @@ def list_parameters(*, item: bool = False) -> dict[str, object]:
     return {"parameters": [*item_parameter(), *parameters] if item else parameters}
 
 
+def decision_parameters() -> list[dict[str, object]]:
+    """Return the description of a decision id in the path and of how long its reasons may take."""
+    number = {"type": "integer", "minimum": 0, "maximum": 120_000}
+    return [
+        {"name": "decision_id", "in": "path", "required": True, "schema": {"type": "string"}},
+        {"name": "reasons_deadline_ms", "in": "query", "required": False, "schema": number},
+    ]
+
+
 def item_parameter() -> list[dict[str, object]]:
     """Return the description of an item id in the path."""
     return [{"name": "item_id", "in": "path", "required": True, "schema": {"type": "string"}}]

@@ -19,6 +19,7 @@ import numpy as np
 
 from models.bundle import ReleaseBundle
 from models.candidates import source_names
+from models.explain.decisions import DecisionBook, ExplainedList
 from models.explain.evidence import Evidence
 from models.explain.explainer import Reason
 from models.explain.reason_cache import TieredReasons
@@ -72,6 +73,7 @@ class RecommendService:
         settings: ServeSettings,
         executor: Executor,
         reason_cache: TieredReasons | None = None,
+        decisions: DecisionBook | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._explainer = explainer
@@ -82,6 +84,7 @@ class RecommendService:
         self._settings = settings
         self._executor = executor
         self._reason_cache = reason_cache
+        self._decisions = decisions
 
     async def answer(
         self, request: RecommendRequest, *, tenant: str, request_id: str, planned: DegradationLevel
@@ -250,6 +253,11 @@ class RecommendService:
                 degraded=[str(r) for r in ctx.degraded],
             )
         )
+        if self._decisions is not None and decision.evidence:
+            explained = ExplainedList(
+                decision.language, ctx.release_id, tuple(slate.item_ids), tuple(decision.evidence)
+            )
+            self._decisions.keep(ctx.tenant, decision.decision_id, explained)
         last = slate.user.last_event_ms()
         answer = {
             "request_id": ctx.request_id,

@@ -88,6 +88,8 @@ class ReasonCacheSettings(_Section):
     """How long a written reason may be shown again."""
     local_entries: int = Field(20_000, ge=0)
     """Reasons that one process keeps."""
+    decision_ttl_s: float = Field(900.0, gt=0)
+    """How long the reasons of an explained list can be asked for by decision id."""
     timeout_ms: float = Field(20.0, gt=0)
     """How long a list waits for the cache store; without an answer it goes on without it."""
 

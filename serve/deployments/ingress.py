@@ -19,6 +19,7 @@ from serve.deployments.replica import (
     follow_releases,
     follow_statistics,
     open_cache,
+    open_decisions,
     open_items,
     open_reasons,
     open_store,
@@ -28,9 +29,10 @@ from serve.deployments.replica import (
 from serve.http import HttpEdge, loop_lag, problem, request_id_of
 from serve.ingest import EventService
 from serve.items import ItemService
+from serve.later import LaterReasons, ReasonsAnswer
 from serve.lists import ListService
 from serve.metrics import ServeMetrics
-from serve.parameters import list_parameters
+from serve.parameters import decision_parameters, list_parameters
 from serve.pipeline import RecommendationPipeline
 from serve.readiness import Readiness
 from serve.recommend import RecommendService
@@ -96,6 +98,8 @@ class IngressDeployment:
         self._records = ServedRecords(Path(config.records_folder), dropped=self._metrics.record_dropped)
         self._records.start()
         self._cache = open_cache(config)
+        reasons = open_reasons(config, self._cache, observe=self._metrics.reason_cache)
+        decisions = open_decisions(config, self._cache)
         self._pipeline = RecommendationPipeline(
             fetcher=ports.fetcher,
             encoder=ports.encoder,
@@ -117,7 +121,8 @@ class IngressDeployment:
                 metrics=self._metrics,
                 settings=settings,
                 executor=pool,
-                reason_cache=open_reasons(config, self._cache, observe=self._metrics.reason_cache),
+                reason_cache=reasons,
+                decisions=decisions,
             ),
             events=EventService(StoreEventSink(self._store), signer, self._metrics, settings, encoder=ports.encoder),
             lists=ListService(
@@ -129,6 +134,7 @@ class IngressDeployment:
             ),
             items=ItemService(open_items(config), ports.encoder, self._releases),
             users=UserService(StoreProfiles(self._store), self._releases),
+            later=LaterReasons(ports.explainer, decisions, reasons, self._metrics, settings),
             ready=Readiness(
                 self._store, self._releases, ports.explainer, tenants=api_keys().tenants, live=self._live
             ).state,
@@ -150,6 +156,16 @@ class IngressDeployment:
     async def recommend(self, request: Request) -> Response:
         """Ranked items for a user or session, as JSON or (Accept: text/event-stream) as server-sent events."""
         return await self._edge.recommend(request)
+
+    @app.get(
+        "/v1/decisions/{decision_id}/reasons",
+        response_model=ReasonsAnswer,
+        responses=_LIST_PROBLEMS,
+        openapi_extra={"parameters": decision_parameters()},
+    )
+    async def reasons(self, request: Request) -> Response:
+        """The reasons of an explained list by its decision id, as JSON or (Accept: text/event-stream) as they come."""
+        return await self._edge.reasons(request)
 
     @app.post(
         "/v1/events",

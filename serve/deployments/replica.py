@@ -12,6 +12,7 @@ from pathlib import Path
 from models.artifacts import ArtifactStore
 from models.bundle import ReleaseBundle
 from models.explain.cache import ReasonCache
+from models.explain.decisions import DecisionBook
 from models.explain.reason_cache import TieredReasons
 from models.items.log import ItemLog
 from models.retrieval.settings import RetrievalSettings
@@ -83,6 +84,11 @@ def open_reasons(
     of = config.settings.reason_cache
     local = ReasonCache(size=of.local_entries, ttl_s=of.ttl_s)
     return TieredReasons(config.reason_model, local=local, shared=shared, ttl_s=of.ttl_s, observe=observe)
+
+
+def open_decisions(config: ReplicaConfig, shared: CacheStore | None) -> DecisionBook | None:
+    """Return where explained lists wait for whoever asks for their reasons later; None without a cache store."""
+    return None if shared is None else DecisionBook(shared, ttl_s=config.settings.reason_cache.decision_ttl_s)
 
 
 def api_keys() -> Keys:

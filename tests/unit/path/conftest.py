@@ -12,8 +12,11 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
 
+from models.explain.decisions import DecisionBook
+from models.explain.reason_cache import TieredReasons
 from models.items.log import MemoryItemLog
 from models.retrieval.settings import RetrievalSettings
+from models.store.cache_store import MemoryCache
 from models.store.port import StoreError
 from models.store.profiles import MemoryProfiles
 from serve.auth import Keys
@@ -21,6 +24,7 @@ from serve.fakes import FakeExplainer, FakeQueryEncoder, FakeRanker, FakeRetriev
 from serve.http import HttpEdge
 from serve.ingest import EventService
 from serve.items import ItemService
+from serve.later import LaterReasons
 from serve.lists import ListService
 from serve.live_items import ItemFollower
 from serve.pipeline import RecommendationPipeline
@@ -45,6 +49,9 @@ class Edge:
         self.metrics = SilentMetrics()
         self.signer = Signer(b"0123456789abcdef")
         self.explainer = FakeExplainer()
+        self.cache = MemoryCache()
+        self.decisions: DecisionBook | None = DecisionBook(self.cache, ttl_s=60)
+        self.reason_cache: TieredReasons | None = None
         self.retriever = FakeRetriever(self._bundle)
         self.similar: Any = None
         self.live: Any = None
@@ -112,6 +119,8 @@ class Edge:
                 metrics=self.metrics,
                 settings=self.settings,
                 executor=self.pool,
+                reason_cache=self.reason_cache,
+                decisions=self.decisions,
             ),
             events=EventService(self.sink, self.signer, self.metrics, self.settings, encoder=self.encoder),
             lists=ListService(
@@ -123,6 +132,7 @@ class Edge:
             ),
             items=ItemService(self.item_log, self.encoder, self.releases),
             users=UserService(StoreProfiles(self), self.releases),
+            later=LaterReasons(self.explainer, self.decisions, self.reason_cache, self.metrics, self.settings),
             ready=Readiness(self, self.releases, self.explainer, tenants=self.keys.tenants, live=self.live).state,
             metrics=self.metrics,
         )
@@ -148,6 +158,10 @@ class Edge:
         @app.api_route("/v1/items/{item_id}", methods=["PUT", "PATCH", "DELETE"])
         async def item(request: Request) -> Response:
             return await edge.item(request)
+
+        @app.get("/v1/decisions/{decision_id}/reasons")
+        async def reasons(request: Request) -> Response:
+            return await edge.reasons(request)
 
         @app.get("/v1/items:popular")
         async def popular(request: Request) -> Response:

@@ -73,7 +73,7 @@ def records_of(
 ) -> Iterator[UserRecord]:
     """Yield the records of every user's `k` best items, user by user.
 
-    A user's features are those of the imported events. Raises RuntimeError when an answer was degraded.
+    A user's features are those of the imported events. Raises OperatorError when a list was degraded.
     """
     features = _features(events, user_ids)
     fetcher = _LogFeatures(features)
@@ -94,7 +94,9 @@ def records_of(
             ctx = RequestContext("records", "main", bundle.release_id, Deadline.after_ms(_PATIENCE_MS), now_ms)
             slate = runner.run(pipeline.recommend(ctx, RecommendRequest(user_id=user_id, k=k)))
             if ctx.degraded:
-                raise RuntimeError(f"a degraded list must not be explained: {ctx.degraded}")
+                raise OperatorError(
+                    f"the release gives degraded lists ({', '.join(ctx.degraded)}): run `raycommend build`"
+                )
             for item_id, evidence in zip(slate.item_ids, slate_evidence(bundle, slate), strict=True):
                 yield UserRecord(user_id, item_id, evidence)
             done(at + 1, len(user_ids))

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Container
+from itertools import pairwise
 from typing import Literal
 
 from models.explain import lexicon
@@ -37,6 +39,7 @@ _MARK = re.compile("[\ue000-\ue0ff]")  # private use: cleaning removes these cha
 _ITEM, _LIKED, _ATTRIBUTE = 0xE000, 0xE010, 0xE080
 _NUMBER = re.compile(r"\d+")
 _CAPITAL = re.compile(r"(?<![.?!:] )(?<!^)\b[A-Z][a-z]")
+_MOST_OF_A_WORD = 3
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 
 
@@ -100,8 +103,16 @@ def _check_words(rest: str, evidence: Evidence, language: str, titles: Container
         return "foreign_title"
     if titles is not None and _holds_title(words, titles):
         return "foreign_title"
-    known = all(w.casefold() in lexicon.ENGLISH for w in _WORD.findall(words))
-    return "ok" if known else "unknown_word"
+    said = [w.casefold() for w in _WORD.findall(words)]
+    if any(w not in lexicon.ENGLISH for w in said):
+        return "unknown_word"
+    # What a model that lost its way writes ("well well well", "out of the out of the"); no sentence of ours does.
+    runs = [[w.casefold() for w in _WORD.findall(part)] for part in _MARK.split(rest)]
+    stuck = (
+        any(a == b for run in runs for a, b in pairwise(run))
+        or max(Counter(said).values(), default=0) > _MOST_OF_A_WORD
+    )
+    return "repeated" if stuck else "ok"
 
 
 def _check_names(rest: str, evidence: Evidence, cited: list[Liked], named: list[str]) -> Verdict:

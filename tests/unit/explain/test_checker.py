@@ -17,6 +17,7 @@ HEAT = Evidence("Heat", (FARGO, SEVEN), (Attribute("Action", "genre"), CRIME, TH
 @pytest.mark.parametrize(
     "text",
     [
+        "You liked Fargo and Seven, and Heat is a crime pick.",
         "Because you liked Fargo, you may enjoy the crime side of Heat.",
         "Because you liked Fargo and Seven, you may enjoy the crime side of Heat.",
         "Heat is close in theme to Fargo, which you enjoyed.",
@@ -74,6 +75,8 @@ def test_a_true_sentence_passes(text: str) -> None:
         ("\ufffd\ufffd", "empty"),
         ("Try Heat \u2605\u2605.", "not_plain"),
         ("...!", "empty"),
+        ("Heat is a well well worth a look.", "repeated"),
+        ("Heat is out of the out of the out of the out of the usual.", "repeated"),
         ("試試 Heat.", "unknown_word"),
     ],
 )

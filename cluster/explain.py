@@ -75,10 +75,10 @@ def warm_cache(
 
 def connect(settings: Settings) -> None:
     """Connect this process to the Ray that `up` started for the state folder. Raises OperatorError without one."""
-    from cluster.ray_options import runtime_folder
+    from cluster.ray_options import address_file
     from cluster.ray_runtime import prepare
 
-    address = runtime_folder(settings.state) / "r" / "ray_current_cluster"
+    address = address_file(settings.state)
     if not address.is_file():
         raise OperatorError("the Ray of this state folder cannot be found: start `raycommend up` first")
     prepare(ray_options(settings))

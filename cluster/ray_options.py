@@ -60,7 +60,7 @@ def token_file(state: Path) -> Path:
 
 
 def address_file(state: Path) -> Path:
-    """Return the file that says where the Ray of this state folder is reached while it runs."""
+    """Return where `up` writes the address of its Ray, for commands that use it too; gone when it stops."""
     return state.resolve() / "ray_address"
 
 

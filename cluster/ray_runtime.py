@@ -110,6 +110,7 @@ class RayRuntime:
         address_file(self._options.state).unlink(missing_ok=True)
         ray = sys.modules.get("ray")
         if ray is not None and ray.is_initialized():
+            address_file(self._options.state).unlink(missing_ok=True)
             from ray import serve as ray_serve
 
             with _quiet():

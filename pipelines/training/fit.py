@@ -157,12 +157,14 @@ def score_fused(p: Parameters, shape: NetworkShape, items: ItemInputs, lists: Ra
 
 def _fused(p: Parameters, shape: NetworkShape, items: ItemInputs, lists: RankingLists, *, dropout: float) -> Tensor:
     import torch
+    import torch.nn.functional as F
 
     columns = torch.from_numpy(lists.history)
     named = np.concatenate([lists.history[:, 0], lists.rows.astype(np.int64) + 1], axis=1)
     # One token per distinct item of the batch: a large catalog costs no more than a small one.
     distinct, position = np.unique(named, return_inverse=True)
-    tokens = item_tokens(p, *items.take(distinct))[torch.from_numpy(position.reshape(named.shape))]
+    # Not by indexing: the gradient of that is summed in whichever order the threads arrive.
+    tokens = F.embedding(torch.from_numpy(position.reshape(named.shape)), item_tokens(p, *items.take(distinct)))
     length = columns.shape[2]
     attention = attention_logits(
         p, shape, HistoryTensors(*columns.unbind(1)), tokens[:, :length], tokens[:, length:], dropout=dropout

@@ -155,7 +155,7 @@ def test_the_caller_survives_its_own_sweep_and_ends_its_children(ledger: Ledger)
 import json, os, pathlib, subprocess
 from cluster.ledger import Ledger
 ledger = Ledger(pathlib.Path({str(ledger.state)!r}))
-child = subprocess.Popen({SLEEP!r})
+child = subprocess.Popen({SLEEP!r}, stdout=subprocess.DEVNULL)
 ledger.record(os.getpid(), "driver", "driver")
 ended = [e.pid for e in ledger.end_all(grace_s=5)]
 print(json.dumps([ended, [child.pid], child.wait(timeout=5) is not None]))

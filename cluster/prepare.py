@@ -15,6 +15,7 @@ from cluster.publish import canary, folded, publish
 from cluster.stack import running
 from cluster.workspace import Workspace
 from models.hub import resolve
+from models.media.layout import Layout
 from models.progress import Progress
 from models.releases import Release
 from pipelines.build import Builder, BuildReport, StepReport
@@ -65,6 +66,7 @@ def build(settings: Settings, *, dataset: str | None = None) -> BuildReport:
         workspace.encoder_spec(),
         InlineRunner(lambda: workspace.encoder(threads=os.cpu_count() or 1)),
         previous=None if before is None else before.artifacts["embeddings"],
+        max_unread=settings.pipelines.embedding.max_unread_media,
     )
     with bars() as progress:
         report = build_release(settings, data, embedder=embedder, progress=progress)
@@ -125,10 +127,12 @@ def _text_ranker(settings: Settings, workspace: Workspace) -> tuple[str, Callabl
 
 
 def _check_dimension(settings: Settings, workspace: Workspace, release: Release) -> None:
-    meta = workspace.artifacts().meta(release.artifacts["index"])
-    if meta["dimension"] != settings.models.encoder.dimension:
+    meta = workspace.artifacts().meta(release.artifacts["embeddings"])
+    layout = Layout.from_json(meta.get("layout"))
+    dimension = meta["dimension"] if layout is None else layout.text
+    if dimension != settings.models.encoder.dimension:
         raise OperatorError(
-            f"the index has {meta['dimension']} dimensions, models.encoder.dimension = "
+            f"texts have {dimension} dimensions in the index, models.encoder.dimension = "
             f"{settings.models.encoder.dimension}: set it to the encoder's"
         )
 

@@ -6,6 +6,7 @@ vectors, so it is kept while the encoder stays the same and trained anew for ano
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from cluster.ray_job import job_ray
 from cluster.workspace import Workspace
 from models.artifacts import ArtifactError
 from models.encoder import load_encoder
+from models.media.items import load_item_encoder
 from models.releases import Release
 from pipelines.build import BuildReport
 from pipelines.dataset import Dataset, write_dataset
@@ -65,10 +67,14 @@ def reembed(settings: Settings, wish: Wish) -> tuple[BuildReport, dict[str, Any]
             runner,
             previous=None if before is None else before.artifacts["embeddings"],
             full=wish.full,
+            max_unread=settings.pipelines.embedding.max_unread_media,
         )
         with Pace(say) as pace:
             kept = before if _same_encoder(workspace, before) else None
-            report = build_release(settings, dataset, embedder=embedder, progress=pace.report, keep_ranker_of=kept)
+            try:
+                report = build_release(settings, dataset, embedder=embedder, progress=pace.report, keep_ranker_of=kept)
+            finally:
+                _keep_unread(workspace, runner)
     other = settings.models.encoder.uri != served
     if other:
         say(f"to serve it, start `up` with --set models.encoder.uri={settings.models.encoder.uri}")
@@ -108,13 +114,25 @@ def with_encoder(settings: Settings, uri: str) -> Settings:
 def encoder_of(settings: Settings, workspace: Workspace) -> Any:
     """Return what loads the encoder in a worker; it pickles."""
     of = settings.models.encoder
-    return partial(
+    text = partial(
         load_encoder,
         workspace.encoder_folder(),
         max_tokens=of.max_tokens,
         batch_size=of.batch_size,
         threads=settings.pipelines.embedding.threads,
     )
+    media = settings.models.media
+    return partial(load_item_encoder, text, workspace.media_folders(), media) if media.chosen else text
+
+
+def _keep_unread(workspace: Workspace, runner: RayRunner) -> None:
+    """Write the pictures and sounds that could not be read to a rejects file, each with its reason."""
+    if runner.unread:
+        rejects = workspace.data / "media.rejects.jsonl"
+        rejects.parent.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps({"media": what, "reason": why}) for what, why in runner.unread)
+        rejects.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        say(f"{len(runner.unread)} pictures and sounds could not be read: see {rejects}")
 
 
 def _places(settings: Settings, workspace: Workspace) -> Any:

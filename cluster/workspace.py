@@ -14,7 +14,8 @@ from cluster.config import Settings
 from cluster.errors import OperatorError
 from models.artifacts import ArtifactError, ArtifactStore
 from models.encoder import Encoder
-from models.hub import resolve, resolve_generator
+from models.hub import resolve, resolve_encoder, resolve_generator
+from models.media.items import load_item_encoder
 from models.progress import Progress, silent
 from models.releases import Release, ReleaseBook
 from pipelines.dataset import Dataset, read_dataset
@@ -77,16 +78,22 @@ class Workspace:
         return resolve(self.settings.models.encoder.uri, cache=self.models, progress=progress)
 
     def encoder_spec(self) -> EncoderSpec:
-        """Return what decides the vector of a text."""
+        """Return what decides the vector of an item."""
         of = self.settings.models.encoder
-        return EncoderSpec(of.uri, max_tokens=of.max_tokens, batch_size=of.batch_size)
+        media = tuple((n, m.uri or "", m.dimension, m.weight) for n, m in self.settings.models.media.chosen.items())
+        return EncoderSpec(of.uri, max_tokens=of.max_tokens, batch_size=of.batch_size, media=media)
+
+    def media_folders(self, *, progress: Progress = silent) -> dict[str, Path]:
+        """Return the folders of the image and audio encoders that the settings name, fetched when missing."""
+        chosen = self.settings.models.media.chosen
+        return {n: resolve_encoder(m.uri or "", cache=self.models, progress=progress) for n, m in chosen.items()}
 
     def generator_folder(self, *, progress: Progress = silent) -> Path:
         """Return the language model's folder, fetched and converted when it is not there."""
         return resolve_generator(self.settings.models.generator.uri, cache=self.models, progress=progress)
 
     def encoder(self, *, threads: int | None = None) -> Encoder:
-        """Load the encoder. Raises OperatorError when its dimension is not what the settings say."""
+        """Load the encoder of items. Raises OperatorError when its dimension is not what the settings say."""
         from models.encoder import SentenceTransformerEncoder
 
         if threads is not None:
@@ -100,7 +107,10 @@ class Workspace:
                 f"the encoder has {encoder.dimension} dimensions, models.encoder.dimension = {of.dimension}: "
                 "set it to the model's"
             )
-        return encoder
+        media = self.settings.models.media
+        if not media.chosen:
+            return encoder
+        return load_item_encoder(lambda: encoder, self.media_folders(), media)
 
     def secrets(self) -> dict[str, str]:
         """Return the environment that replicas need, creating what is missing in a file only the owner reads.

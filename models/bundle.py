@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from models.artifacts import Artifact, ArtifactError, ArtifactStore
 from models.catalog import ItemCatalog
+from models.media.layout import Layout
 from models.rankers.port import CrossEncoder, RetrievalOrder
 from models.releases import Release
 
@@ -46,6 +47,8 @@ class ReleaseBundle:
     embeddings: npt.NDArray[np.float32]
     settings: RetrievalSettings
     items: LiveItems | None = None
+    layout: Layout | None = None
+    """Where pictures and sounds lie in the vectors; None for vectors of texts alone."""
     alone: ReleaseBundle | None = None
 
     @property
@@ -58,6 +61,15 @@ class ReleaseBundle:
         """Number of the last change of the item log that this bundle knows."""
         return self.release.item_log_seq if self.items is None else self.items.sequence
 
+    @property
+    def text_dimension(self) -> int:
+        """Length of the vectors that queries and live items are embedded into."""
+        return int(self.embeddings.shape[1]) if self.layout is None else self.layout.text
+
+    def asked(self, text: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return what to search with for the vector of a text, float32[text_dimension]."""
+        return text if self.layout is None else self.layout.query(text)
+
     def with_changes(self, changes: Iterable[Numbered]) -> ReleaseBundle:
         """Return the same release after more changes of its items, in order; this bundle stays as it is."""
         from models.items.live import LiveItems
@@ -68,7 +80,7 @@ class ReleaseBundle:
     def with_items(self, items: LiveItems) -> ReleaseBundle:
         """Return the same release with `items` in place of those it has now; this bundle stays as it is."""
         alone = self.alone or self
-        vectors = items.vectors(alone.embeddings)
+        vectors = items.vectors(alone.embeddings, alone.layout)
         # Vectors that read like the array they extend; everything downstream only reads.
         embeddings: npt.NDArray[np.float32] = vectors  # type: ignore[assignment]
         grown = replace(alone, catalog=items.catalog(alone.catalog), embeddings=embeddings, items=items, alone=alone)
@@ -169,11 +181,17 @@ class ReleaseBundle:
             alone = self.alone.engine
             index = LiveIndex(alone.index, self.embeddings)  # type: ignore[arg-type]
             engine = RetrievalEngine(
-                self.catalog, self.embeddings, index, *parts, withheld=self.withheld, grown_from=alone
+                self.catalog,
+                self.embeddings,
+                index,
+                *parts,
+                withheld=self.withheld,
+                grown_from=alone,
+                layout=self.layout,
             )
         else:
             found = load_faiss(self.folders["index"], self.embeddings)
-            engine = RetrievalEngine(self.catalog, self.embeddings, found, *parts)
+            engine = RetrievalEngine(self.catalog, self.embeddings, found, *parts, layout=self.layout)
         if self.counted is not self.statistics:
             engine.recount(self.counted)
         return engine
@@ -196,13 +214,15 @@ def bundle_in_memory(
     *,
     settings: RetrievalSettings,
     ranker: CrossEncoder | None = None,
+    layout: Layout | None = None,
 ) -> ReleaseBundle:
     """Return a bundle of parts that were just fitted and never written: what evaluation serves from."""
     from models.index import FlatIndex
     from models.retrieval.engine import RetrievalEngine
 
-    bundle = ReleaseBundle(Release({}), {}, catalog, embeddings, settings)
-    engine = RetrievalEngine(catalog, embeddings, FlatIndex(embeddings), behaviour, statistics, settings=settings)
+    bundle = ReleaseBundle(Release({}), {}, catalog, embeddings, settings, layout=layout)
+    parts = (FlatIndex(embeddings), behaviour, statistics, settings)
+    engine = RetrievalEngine(catalog, embeddings, *parts, layout=layout)
     # A cached property reads the instance's dictionary first, so this is where the parts belong.
     bundle.__dict__.update(behaviour=behaviour, statistics=statistics, engine=engine, ranker=ranker or RetrievalOrder())
     return bundle
@@ -227,8 +247,14 @@ def load_bundle(
     embeddings = np.load(vectors.path / EMBEDDINGS_FILE, mmap_mode="r", allow_pickle=False)
     if embeddings.ndim != 2 or len(embeddings) != len(catalog):
         raise ArtifactError(f"{vectors.ref}: {embeddings.shape} for {len(catalog)} items")
+    try:
+        layout = Layout.from_json(vectors.meta.get("layout"))
+    except ValueError as error:
+        raise ArtifactError(f"{vectors.ref}: {error}") from error
+    if layout is not None and layout.dimension != embeddings.shape[1]:
+        raise ArtifactError(f"{vectors.ref}: {embeddings.shape[1]} dimensions, its layout has {layout.dimension}")
     folders = {kind: artifact.path for kind, artifact in artifacts.items()}
-    bundle = ReleaseBundle(release, folders, catalog, embeddings, settings)
+    bundle = ReleaseBundle(release, folders, catalog, embeddings, settings, layout=layout)
     try:
         withheld = withheld_rows(artifacts["catalog"].path, catalog)
     except ValueError as error:

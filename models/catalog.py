@@ -19,18 +19,24 @@ import numpy.typing as npt
 from models.ids import hash64, hash64_array
 
 CATALOG_FILE = "catalog.arrow"
-_LABEL, _NUMBER = "label:", "number:"
+_LABEL, _NUMBER, _MEDIA = "label:", "number:", "media:"
+MODALITIES = ("image", "audio")
+"""What an item may carry beside its text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One catalog item. `labels` are closed-set attributes (genres, brand), `numbers` are ordered ones (year)."""
+    """One catalog item. `labels` are closed-set attributes (genres, brand), `numbers` are ordered ones (year).
+
+    `media` names, by modality, the path or URL of a picture or sound; see `models.media`.
+    """
 
     item_id: str
     title: str
     text: str = ""
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
+    media: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,9 @@ def _table_of(items: Sequence[Item]) -> Any:
         columns[_LABEL + name] = pa.array([list(i.labels.get(name, ())) for i in items], pa.list_(pa.string()))
     for name in sorted({n for i in items for n in i.numbers}):
         columns[_NUMBER + name] = pa.array([i.numbers.get(name) for i in items], pa.float64())
+    for name in MODALITIES:
+        if any(name in i.media for i in items):
+            columns[_MEDIA + name] = pa.array([i.media.get(name) for i in items], pa.string())
     return pa.table(columns).combine_chunks()
 
 
@@ -159,7 +168,8 @@ class ItemCatalog:
 
     def item(self, row: int) -> Item:
         """Return everything that is known of the item in `row`."""
-        return Item(self.item_id(row), self.title(row), self.text(row), self.labels(row), self.numbers(row))
+        media = {name: found[0] for name in MODALITIES if (found := self.media(name, np.array([row], np.int32)))[0]}
+        return Item(self.item_id(row), self.title(row), self.text(row), self.labels(row), self.numbers(row), media)
 
     def labels(self, row: int) -> dict[str, tuple[str, ...]]:
         """Return the item's closed-set attributes; names without a value are left out."""
@@ -217,6 +227,13 @@ class ItemCatalog:
             parts.append(columns["text"][n] or "")
             found.append(". ".join(p for p in parts if p))
         return found
+
+    def media(self, name: str, rows: npt.NDArray[np.int32]) -> list[str]:
+        """Return the path or URL of the picture or sound of many rows, "" where an item has none."""
+        column = self._column.get(_MEDIA + name)
+        if column is None:
+            return [""] * len(rows)
+        return [value or "" for value in column.take(rows.astype(np.int64)).to_pylist()]
 
     def version(self, row: int) -> str:
         """Return 16 hex digits that change with anything the catalog says of an item."""

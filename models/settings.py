@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.hub import DEFAULT_ENCODER_URI, DEFAULT_GENERATOR_URI
+from models.media.settings import MediaSettings
 from models.retrieval.settings import RetrievalSettings
 
 GrammarLevel = Literal["closed", "open"]
@@ -70,6 +71,8 @@ class ModelSettings(_Section):
     """Folder that fetched models are kept in; none keeps them in the state folder. Deployments may share one."""
     encoder: EncoderSettings = EncoderSettings()
     """Text to vectors."""
+    media: MediaSettings = MediaSettings()
+    """Images and audio of items."""
     generator: GeneratorSettings = GeneratorSettings()
     """Reasons."""
     ranker: RankerSettings = RankerSettings()

@@ -24,6 +24,7 @@ from models.bundle import EMBEDDINGS_FILE
 from models.catalog import CATALOG_FILE, ItemCatalog, write_catalog
 from models.encoder import Encoder
 from models.items.folded import write_folded
+from models.media.layout import Layout
 from models.progress import Progress, silent
 from models.rankers.fusion import FEATURE_NAMES
 from models.releases import Release, new_release
@@ -92,6 +93,7 @@ class Builder:
         self._progress = progress
         self._on_step = on_step
         self._steps: list[StepReport] = []
+        self._layout: Layout | None = None
 
     def run(self, dataset: Dataset, *, parent: str | None = None, fold: Fold | None = None) -> BuildReport:
         """Build every artifact of `dataset`, with what the item log did to it, and return the release (not published).
@@ -107,6 +109,7 @@ class Builder:
         catalog = ItemCatalog(catalog_step.path)
         embedding_step = self._embed(catalog_step)
         embeddings = np.load(embedding_step.path / EMBEDDINGS_FILE, mmap_mode="r", allow_pickle=False)
+        self._layout = Layout.from_json(embedding_step.meta.get("layout"))
         recall = self._settings.index_recall
         index_step = self._step(
             "index",
@@ -238,6 +241,7 @@ class Builder:
             retrieval=self._retrieval,
             behaviour=self._settings.behaviour,
             half_life_days=self._settings.popularity_half_life_days,
+            layout=self._layout,
             cases=self._settings.text_validation_cases,
             seed=self._settings.seed,
         )
@@ -257,6 +261,7 @@ class Builder:
             retrieval=self._retrieval,
             behaviour=self._settings.behaviour,
             half_life_days=self._settings.popularity_half_life_days,
+            layout=self._layout,
             seed=self._settings.seed,
             progress=lambda step, share: self._progress(step, round(share * 100), 100),
         )
@@ -293,6 +298,8 @@ def _digest_items(dataset: Dataset) -> str:
     digest = hashlib.sha256()
     for item in dataset.items:
         parts = [item.item_id, item.title, item.text, sorted(item.labels.items()), sorted(item.numbers.items())]
+        if item.media:
+            parts.append(sorted(item.media.items()))
         digest.update(json.dumps(parts, ensure_ascii=True).encode())
     return digest.hexdigest()
 

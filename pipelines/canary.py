@@ -57,8 +57,8 @@ def check_release(
     bundle = load_bundle(artifacts, release, settings=retrieval, encoder=encoder)
     vectors = bundle.embeddings if bundle.alone is None else bundle.alone.embeddings
     ref = release.artifacts["embeddings"]
-    if vectors.shape[1] != dimension:
-        raise CanaryFailed(f"{ref}: {vectors.shape[1]} dimensions, models.encoder.dimension = {dimension}")
+    if bundle.text_dimension != dimension:
+        raise CanaryFailed(f"{ref}: {bundle.text_dimension} dimensions, models.encoder.dimension = {dimension}")
     _check_vectors(ref, vectors)
     rows = _golden(len(vectors), settings.queries)
     facts: dict[str, Any] = {"items": len(vectors), "queries": len(rows)}

@@ -109,22 +109,31 @@ def _items_table(items: list[Item]) -> Any:
     import pyarrow as pa
 
     text = pa.string()
-    return pa.table(
-        {
-            "id": pa.array([i.item_id for i in items], text),
-            "title": pa.array([i.title for i in items], text),
-            "text": pa.array([i.text for i in items], text),
-            "labels": pa.array([json.dumps({n: list(v) for n, v in i.labels.items()}) for i in items], text),
-            "numbers": pa.array([json.dumps(dict(i.numbers)) for i in items], text),
-        }
-    )
+    columns = {
+        "id": pa.array([i.item_id for i in items], text),
+        "title": pa.array([i.title for i in items], text),
+        "text": pa.array([i.text for i in items], text),
+        "labels": pa.array([json.dumps({n: list(v) for n, v in i.labels.items()}) for i in items], text),
+        "numbers": pa.array([json.dumps(dict(i.numbers)) for i in items], text),
+    }
+    if any(i.media for i in items):
+        columns["media"] = pa.array([json.dumps(dict(i.media)) for i in items], text)
+    return pa.table(columns)
 
 
 def _items(table: Any) -> list[Item]:
-    columns = (table[name].to_pylist() for name in ("id", "title", "text", "labels", "numbers"))
+    columns = [table[name].to_pylist() for name in ("id", "title", "text", "labels", "numbers")]
+    media = table["media"].to_pylist() if "media" in table.column_names else ["{}"] * len(table)
     return [
-        Item(item_id, title, text, {n: tuple(v) for n, v in json.loads(labels).items()}, json.loads(numbers))
-        for item_id, title, text, labels, numbers in zip(*columns, strict=True)
+        Item(
+            item_id,
+            title,
+            text,
+            {n: tuple(v) for n, v in json.loads(labels).items()},
+            json.loads(numbers),
+            json.loads(m),
+        )
+        for item_id, title, text, labels, numbers, m in zip(*columns, media, strict=True)
     ]
 
 

@@ -19,6 +19,7 @@ from models.behaviour.statistics import fit_statistics
 from models.bundle import bundle_in_memory
 from models.catalog import ItemCatalog
 from models.events import EventLog
+from models.media.layout import Layout
 from models.rankers.load import load_ranker
 from models.rankers.port import CrossEncoder, RetrievalOrder
 from models.retrieval.query import RetrievalQuery
@@ -42,6 +43,7 @@ def take_text_ranker(
     half_life_days: float,
     cases: int,
     seed: int,
+    layout: Layout | None = None,
 ) -> dict[str, Any]:
     """Copy the model folder to `folder` and return metrics with `switch_on`; at most `cases` users are asked.
 
@@ -56,7 +58,7 @@ def take_text_ranker(
         def build(train: EventLog) -> Recommend:
             fitted = fit_behaviour(train, catalog, behaviour, vectors=embeddings)
             statistics = fit_statistics(train, catalog, half_life_days=half_life_days)
-            bundle = bundle_in_memory(catalog, embeddings, fitted, statistics, settings=retrieval)
+            bundle = bundle_in_memory(catalog, embeddings, fitted, statistics, settings=retrieval, layout=layout)
             ranker = ranker_of(statistics)
 
             def recommend(query: RetrievalQuery, k: int) -> Sequence[str]:

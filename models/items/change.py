@@ -140,7 +140,8 @@ def patched(item: Item, change: ItemChange) -> Item:
         elif value is not None:
             numbers[name] = value
     title = item.title if change.title is None else change.title
-    return Item(item.item_id, title, item.text if change.text is None else change.text, labels, numbers)
+    text = item.text if change.text is None else change.text
+    return Item(item.item_id, title, text, labels, numbers, item.media)
 
 
 def _attribute(value: Any) -> tuple[str, ...] | float | None:

@@ -35,7 +35,8 @@ def read_folded(folder: Path) -> dict[str, LiveItem]:
         try:
             row = json.loads(line)
             labels = {str(name): tuple(values) for name, values in row["labels"].items()}
-            item = Item(row["id"], row["title"], row["text"], labels, row["numbers"])
+            media = {str(name): str(where) for name, where in row.get("media", {}).items()}
+            item = Item(row["id"], row["title"], row["text"], labels, row["numbers"], media)
             found[item.item_id] = LiveItem(item, row["hidden"], row["available"], row["removed"], row["t"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{FOLDED_FILE}: not a list of changed items ({type(error).__name__})") from error
@@ -61,4 +62,6 @@ def _line(live: LiveItem) -> str:
         "removed": live.removed,
         "t": live.changed_ms,
     }
+    if item.media:
+        row["media"] = dict(item.media)
     return json.dumps(row, ensure_ascii=True, separators=(",", ":"))

@@ -16,6 +16,7 @@ from models.catalog import ItemCatalog
 from models.items.catalog import LiveCatalog
 from models.items.change import LiveItem, Numbered, new_item
 from models.items.vectors import LiveVectors
+from models.media.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +54,17 @@ class LiveItems:
         """Return `release` with these items."""
         return LiveCatalog(release, self._rows(), [self.items[row].item for row in sorted(self.items)])
 
-    def vectors(self, release: npt.NDArray[np.float32]) -> LiveVectors:
+    def vectors(self, release: npt.NDArray[np.float32], layout: Layout | None = None) -> LiveVectors:
         """Return `release` (float32[items, dim]) with the vectors of these items.
 
-        A new item whose vector is missing or of another dimension is like nothing: its vector is zero.
+        The log holds vectors of texts; `layout` makes them vectors of items where a release has more than text. A new
+        item whose vector is missing or of another dimension is like nothing: its vector is zero.
         """
         rows, vectors = [], []
         for row in sorted(self.items):
             vector = self.items[row].vector
+            if vector is not None and layout is not None and len(vector) == layout.text:
+                vector = layout.item(vector)
             if vector is not None and len(vector) == release.shape[1]:
                 rows.append(row)
                 vectors.append(vector)

@@ -16,6 +16,7 @@ from models.behaviour.statistics import Statistics
 from models.candidates import COLUMN_OF, SCORED_SOURCES, Candidates, Source
 from models.catalog import ItemCatalog
 from models.index import VectorIndex
+from models.media.layout import Layout
 from models.opinion import Mask, Opinion, Rows, Scores
 from models.retrieval.extended import ReleaseOnly
 from models.retrieval.filters import AttributeMasks
@@ -52,11 +53,13 @@ class RetrievalEngine:
         *,
         withheld: Mask | None = None,
         grown_from: RetrievalEngine | None = None,
+        layout: Layout | None = None,
     ) -> None:
         """All artifacts are of the same catalog. Raises ValueError when their sizes differ.
 
         `withheld` items (hidden, unavailable, removed) are never returned. With `grown_from`, the engine of the release
         alone, the catalog holds newer items behind those of `behaviour`, and what does not change is taken from there.
+        `layout` says where pictures and sounds lie in `embeddings`.
         """
         known = len(behaviour.transitions)
         sizes = {len(catalog), len(embeddings), len(statistics)} | ({known} if grown_from is None else set())
@@ -66,10 +69,10 @@ class RetrievalEngine:
         self.index, self._withheld = index, withheld
         self._masks = AttributeMasks(catalog)
         if grown_from is None:
-            self._id_order, self._space = _id_order(catalog), VectorSpace(embeddings, index)
+            self._id_order, self._space = _id_order(catalog), VectorSpace(embeddings, index, layout=layout)
         else:
             self._id_order = _grown_order(grown_from._id_order, catalog)
-            self._space = VectorSpace(embeddings, index, like=grown_from._space)
+            self._space = VectorSpace(embeddings, index, like=grown_from._space, layout=layout)
         semantic = SemanticSource(self._space, self.settings)
         behavioural: list[RetrievalSource] = [
             CollaborativeSource(behaviour, self.settings),

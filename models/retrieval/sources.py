@@ -15,6 +15,7 @@ from models.behaviour.behaviour import Behaviour
 from models.behaviour.statistics import Statistics
 from models.candidates import Source
 from models.index import VectorIndex
+from models.media.layout import Layout
 from models.opinion import DenseOpinion, LinearOpinion, Mask, Opinion, RankedOpinion, Rows, Scores, SparseOpinion
 from models.retrieval.settings import RetrievalSettings
 from models.retrieval.state import UserState
@@ -40,10 +41,25 @@ class RetrievalSource(Protocol):
 class VectorSpace:
     """Item vectors with their index: opinions of any query vector, shared by the content sources."""
 
-    def __init__(self, vectors: Scores, index: VectorIndex, *, like: VectorSpace | None = None) -> None:
-        """`vectors` float32[items, dim] of unit length, may be mapped; their spread is that of `like` where given."""
-        self.vectors, self._index = vectors, index
+    def __init__(
+        self,
+        vectors: Scores,
+        index: VectorIndex,
+        *,
+        like: VectorSpace | None = None,
+        layout: Layout | None = None,
+    ) -> None:
+        """`vectors` float32[items, dim] of unit length, may be mapped; their spread is that of `like` where given.
+
+        `layout` says where pictures and sounds lie in them; None for texts alone.
+        """
+        self.vectors, self._index, self._layout = vectors, index, layout
         self._covariance: npt.NDArray[Any] = _covariance(vectors) if like is None else like._covariance
+
+    def asked(self, rows: Rows) -> Scores:
+        """Return the vectors of `rows` as one searches with them, float32[rows, dim]."""
+        vectors = self.vectors[rows]
+        return vectors if self._layout is None else self._layout.asked(vectors)
 
     def towards(self, query: Scores) -> Opinion:
         """Return the opinion "near `query`"."""
@@ -69,7 +85,7 @@ class SemanticSource:
         parts = []
         recent = state.rows[-self._settings.semantic_events :]
         if len(recent):
-            taken = decay(len(recent), self._settings.semantic_decay) @ self._space.vectors[recent]
+            taken = decay(len(recent), self._settings.semantic_decay) @ self._space.asked(recent)
             parts.append(_unit(taken))
         if state.intent is not None:
             parts.append(np.float32(self._settings.intent_weight) * state.intent)
@@ -93,7 +109,7 @@ class SimilarSource:
         """See `RetrievalSource.opinion`."""
         if not len(state.seeds):
             return None
-        return self._space.towards(_unit(self._space.vectors[state.seeds].sum(axis=0)))
+        return self._space.towards(_unit(self._space.asked(state.seeds).sum(axis=0)))
 
 
 class CollaborativeSource:

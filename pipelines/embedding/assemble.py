@@ -19,6 +19,7 @@ import numpy.typing as npt
 from models.artifacts import Artifact, ArtifactError, ArtifactStore
 from models.bundle import EMBEDDINGS_FILE
 from models.catalog import ItemCatalog
+from models.media.layout import Layout
 from models.progress import Progress, silent
 from pipelines.embedding.blocks import Block, BlockError, BlockFolder, EncoderSpec, Vectors, cut
 from pipelines.embedding.content import CONTENT_FILE, Contents, ContentTable, catalog_contents
@@ -48,16 +49,22 @@ class Embedder:
     previous: str | None = None
     full: bool = False
     """Compute every block, whatever is known."""
+    max_unread: int = 0
+    """Most pictures and sounds that may be unreadable; their items are known by text alone then."""
 
     def inputs(self, catalog: str) -> dict[str, Any]:
         """Return what the result depends on, for the manifest."""
-        return {"catalog": catalog, "encoder": self.spec.uri, "max_tokens": self.spec.max_tokens}
+        inputs: dict[str, Any] = {"catalog": catalog, "encoder": self.spec.uri, "max_tokens": self.spec.max_tokens}
+        return inputs | ({"media": [list(one) for one in self.spec.media]} if self.spec.media else {})
 
     def embed(self, catalog: Artifact, to: Path, progress: Progress = silent) -> Mapping[str, Any]:
-        """Write the vectors of `catalog` and their contents into the folder `to`; return facts for the manifest."""
+        """Write the vectors of `catalog` and their contents into the folder `to`; return facts for the manifest.
+
+        Raises BlockError when more than `max_unread` pictures and sounds could not be read; they are tried again by the
+        next run.
+        """
         items = ItemCatalog(catalog.path)
-        contents = catalog_contents(items)
-        known, source = self._known(contents)
+        contents, known, source = self._taken(items)
         wanted = np.flatnonzero(known < 0).astype(np.int32)
         blocks = cut(contents, items.hashes, wanted, self.spec)
         folder = BlockFolder(self.artifacts)
@@ -69,15 +76,50 @@ class Embedder:
             for block in blocks:
                 file.write(block.rows.astype(np.int64), folder.read(block))
         np.save(to / CONTENT_FILE, contents, allow_pickle=False)
-        return {"items": len(items), "dimension": dimension, "space": self.spec.space, "embedded": len(wanted)}
+        facts = {"items": len(items), "dimension": dimension, "space": self.spec.space, "embedded": len(wanted)}
+        layout = self.spec.layout(dimension)
+        return facts if layout is None else {**facts, **self._media_facts(layout, items, blocks, folder, to)}
 
     def forget(self, catalog: Artifact) -> None:
         """Take the finished blocks of `catalog` away, once its embeddings are an artifact."""
         items = ItemCatalog(catalog.path)
-        contents = catalog_contents(items)
-        known, _ = self._known(contents)
+        contents, known, _ = self._taken(items)
         wanted = np.flatnonzero(known < 0).astype(np.int32)
         BlockFolder(self.artifacts).remove(cut(contents, items.hashes, wanted, self.spec))
+
+    def _taken(self, items: ItemCatalog) -> tuple[Contents, Rows, Path | None]:
+        """Return the contents of all items and what `_known` says of them."""
+        contents = catalog_contents(items, self.spec.modalities)
+        known, source = self._known(contents)
+        if source is not None and self.spec.media:
+            before = np.load(str(source), mmap_mode="r", allow_pickle=False)
+            layout = self.spec.layout(int(before.shape[1]))
+            for name in self.spec.modalities if layout is not None else ():
+                # What could not be read then may be there now.
+                rows = _naming(items, name)
+                rows = rows[known[rows] >= 0]
+                known[rows[~_holds(layout, before, known[rows], name)]] = -1
+        return contents, known, source
+
+    def _media_facts(
+        self, layout: Layout, items: ItemCatalog, blocks: list[Block], folder: BlockFolder, to: Path
+    ) -> dict[str, Any]:
+        vectors = np.load(str(to / EMBEDDINGS_FILE), mmap_mode="r", allow_pickle=False)
+        counts: dict[str, Any] = {}
+        unread = np.empty(0, np.int64)
+        for name in self.spec.modalities:
+            rows = _naming(items, name)
+            read = _holds(layout, vectors, rows, name)
+            counts[name] = {"named": len(rows), "read": int(read.sum())}
+            unread = np.concatenate([unread, rows[~read]])
+        if len(unread) > self.max_unread:
+            # Finished blocks are taken as they are by the next run, and these are to be tried again.
+            folder.remove([block for block in blocks if np.isin(block.rows, unread).any()])
+            raise BlockError(
+                f"{len(unread)} pictures and sounds of items could not be read, "
+                f"pipelines.embedding.max_unread_media = {self.max_unread}"
+            )
+        return {"layout": layout.to_json(), "media": counts}
 
     def _known(self, contents: Contents) -> tuple[Rows, Path | None]:
         """Return for each item its row in the previous vectors, -1 for what must be computed, and where those lie."""
@@ -106,6 +148,18 @@ class Embedder:
 
         if open_blocks:
             self.runner.run(catalog, open_blocks, folder, done)
+
+
+def _naming(items: ItemCatalog, name: str) -> Rows:
+    """Return the rows of items that name a picture or sound."""
+    named = items.media(name, np.arange(len(items), dtype=np.int32))
+    return np.flatnonzero(np.fromiter((bool(one) for one in named), bool, len(named)))
+
+
+def _holds(layout: Layout, vectors: Vectors, rows: Rows, name: str) -> npt.NDArray[np.bool_]:
+    """Return, for `rows` of mapped vectors, whether they hold a modality; a few thousand rows in memory at a time."""
+    parts = [layout.has(vectors[rows[at : at + _COPIED_ROWS]], name) for at in range(0, len(rows), _COPIED_ROWS)]
+    return np.concatenate([np.empty(0, bool), *parts])
 
 
 class _RowFile:

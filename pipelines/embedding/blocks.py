@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.artifacts import ArtifactStore
+from models.media.layout import Layout, Part
 from pipelines.embedding.content import Contents
 
 BLOCK_ROWS = 1024
@@ -31,16 +32,35 @@ class BlockError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class EncoderSpec:
-    """What decides the vector of a text."""
+    """What decides the vector of an item."""
 
     uri: str
     max_tokens: int = 128
     batch_size: int = 32
+    media: tuple[tuple[str, str, int, float], ...] = ()
+    """Other modalities of an item: name, URI of the encoder, dimension, weight."""
 
     @property
     def space(self) -> str:
         """Name of the vector space: vectors of one space may be mixed."""
-        return hashlib.sha256(f"{self.uri}\n{self.max_tokens}".encode()).hexdigest()[:16]
+        more = "".join(f"\n{name} {uri} {size} {weight!r}" for name, uri, size, weight in self.media)
+        return hashlib.sha256(f"{self.uri}\n{self.max_tokens}{more}".encode()).hexdigest()[:16]
+
+    def layout(self, dimension: int) -> Layout | None:
+        """Return where the modalities lie in vectors of so many dimensions; None for texts alone.
+
+        Raises BlockError when they do not fit.
+        """
+        parts = tuple(Part(name, size, weight) for name, _, size, weight in self.media)
+        text, rest = divmod(dimension - sum(p.dimension for p in parts), 1 + len(parts))
+        if parts and (text < 1 or rest):
+            raise BlockError(f"vectors of {dimension} dimensions hold no {', '.join(self.modalities)} beside a text")
+        return Layout(text, parts) if parts and dimension else None
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities beside the text."""
+        return tuple(name for name, *_ in self.media)
 
 
 @dataclass(frozen=True, slots=True)

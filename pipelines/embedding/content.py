@@ -26,12 +26,19 @@ def contents_of(documents: Sequence[str]) -> Contents:
     return np.frombuffer(digests, "<u8").reshape(len(documents), 2).astype(np.uint64)
 
 
-def catalog_contents(catalog: ItemCatalog) -> Contents:
-    """Return the hashes of all documents of `catalog`, a few thousand texts in memory at a time."""
-    parts = [
-        contents_of(catalog.documents(np.arange(start, min(start + _ROWS, len(catalog)), dtype=np.int32)))
-        for start in range(0, len(catalog), _ROWS)
-    ]
+def catalog_contents(catalog: ItemCatalog, media: Sequence[str] = ()) -> Contents:
+    """Return the hashes of all documents of `catalog`, a few thousand texts in memory at a time.
+
+    With `media`, names of modalities, they change with the path or URL of an item's picture or sound as well.
+    """
+    parts = []
+    for start in range(0, len(catalog), _ROWS):
+        rows = np.arange(start, min(start + _ROWS, len(catalog)), dtype=np.int32)
+        documents = catalog.documents(rows)
+        for name in media:
+            named = catalog.media(name, rows)
+            documents = [f"{d}\0{name} {r}" if r else d for d, r in zip(documents, named, strict=True)]
+        parts.append(contents_of(documents))
     return np.concatenate(parts) if parts else np.empty((0, 2), np.uint64)
 
 

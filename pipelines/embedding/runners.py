@@ -6,6 +6,7 @@ the object store. An actor that dies costs the block it had in hand; Ray starts 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 from models.artifacts import Artifact, ArtifactStore
 from models.catalog import ItemCatalog
 from models.encoder import Encoder
+from models.media.items import encode_rows, take_unread
 from pipelines.embedding.blocks import Block, BlockFolder
 from pipelines.embedding.settings import EmbeddingSettings
 
@@ -28,12 +30,15 @@ class InlineRunner:
 
     def __init__(self, encoder: Callable[[], Encoder]) -> None:
         self._load = encoder
+        self.unread: list[tuple[str, str]] = []
+        """References of pictures and sounds that could not be read, with reasons."""
 
     def run(self, catalog: Artifact, blocks: Sequence[Block], folder: BlockFolder, done: Callable[[int], None]) -> None:
         """See `BlockRunner.run`."""
         encoder, items = self._load(), ItemCatalog(catalog.path)
         for block in blocks:
-            folder.write(block, encoder.encode(items.documents(block.rows)))
+            folder.write(block, encode_rows(encoder, items, block.rows))
+            self.unread += take_unread(encoder)
             done(len(block.rows))
 
 
@@ -72,14 +77,15 @@ class EncodeBlocks:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Compute the blocks of a batch and return when each was done."""
-        times: dict[str, list[Any]] = {name: [] for name in BlockTime.__slots__}
+        times: dict[str, list[Any]] = {name: [] for name in (*BlockTime.__slots__, "unread")}
         for key, rows, contents in zip(batch["key"], batch["rows"], batch["contents"], strict=True):
             began = time.time()
             block = Block(str(key), np.frombuffer(rows, "<i4"), np.frombuffer(contents, "<u8").reshape(-1, 2))
-            self._folder.write(block, self._encoder.encode(self._items.documents(block.rows)))
+            self._folder.write(block, encode_rows(self._encoder, self._items, block.rows))
             row = BlockTime(self._name, self._ready_s, began, time.time(), len(block.rows))
-            for name in times:
+            for name in BlockTime.__slots__:
                 times[name].append(getattr(row, name))
+            times["unread"].append(json.dumps(take_unread(self._encoder)))
         return {name: np.asarray(values) for name, values in times.items()}
 
 
@@ -95,6 +101,8 @@ class RayRunner:
         self._settings = settings
         self.times: list[BlockTime] = []
         """One per block that was computed, in the order of completion."""
+        self.unread: list[tuple[str, str]] = []
+        """References of pictures and sounds that could not be read, with reasons."""
 
     def run(self, catalog: Artifact, blocks: Sequence[Block], folder: BlockFolder, done: Callable[[int], None]) -> None:
         """See `BlockRunner.run`."""
@@ -116,6 +124,7 @@ class RayRunner:
             num_gpus=self._settings.gpus_per_worker,
         )
         for row in data.iter_rows():
+            self.unread += [(str(what), str(why)) for what, why in json.loads(row.pop("unread"))]
             self.times.append(BlockTime(**row))
             done(int(row["items"]))
 

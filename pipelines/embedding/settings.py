@@ -18,6 +18,8 @@ class EmbeddingSettings(BaseModel):
     """Logical CPUs that Ray sets aside for an actor."""
     gpus_per_worker: float = Field(0.0, ge=0)
     """GPUs, or a share of one, that Ray sets aside for an actor."""
+    max_unread_media: int = Field(0, ge=0)
+    """Most pictures and sounds of a catalog that may be unreadable; their items are known by text alone then."""
     watch_poll_s: float = Field(5.0, gt=0)
     """How often `reembed --watch` looks at the item log."""
     watch_changes: int = Field(1000, ge=1)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from models.catalog import Item
+from models.catalog import MODALITIES, Item
 from models.events import EventLog, EventType
 from models.ids import is_valid_id
 
@@ -27,7 +27,8 @@ _MAX_TITLE, _MAX_TEXT, _MAX_NAME = 1_000, 100_000, 64
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _NAME = re.compile(r"[A-Za-z_]{1,40}")
 _TYPES = {t.name: int(t) for t in EventType if t is not EventType.search}
-_ITEM_FIELDS = frozenset({"id", "title", "text", "attributes"})
+_MAX_REFERENCE = 4096
+_ITEM_FIELDS = frozenset({"id", "title", "text", "attributes", *MODALITIES})
 _EVENT_FIELDS = frozenset({"user", "item", "type", "time", "value"})
 
 
@@ -36,7 +37,7 @@ class BadRow(Exception):
 
 
 class ItemRows:
-    """Collects items. Fields: id, title, text (optional), attributes (optional)."""
+    """Collects items. Fields: id, title, and optional text, attributes, image, audio (a path or URL)."""
 
     def __init__(self) -> None:
         self.items: list[Item] = []
@@ -53,7 +54,8 @@ class ItemRows:
         if not title:
             raise BadRow("title: missing or blank")
         labels, numbers = self._attributes(row.get("attributes"))
-        self.items.append(Item(item_id, title, _text(row, "text", _MAX_TEXT), labels, numbers))
+        media = {name: where for name in MODALITIES if (where := _text(row, name, _MAX_REFERENCE))}
+        self.items.append(Item(item_id, title, _text(row, "text", _MAX_TEXT), labels, numbers, media))
         self._ids.add(item_id)
 
     def _attributes(self, given: Any) -> tuple[dict[str, tuple[str, ...]], dict[str, float]]:

@@ -22,6 +22,7 @@ from models.catalog import ItemCatalog
 from models.events import EventLog
 from models.index import FaissIndex, FlatIndex, VectorIndex
 from models.index_build import build_faiss
+from models.media.layout import Layout
 from models.rankers.calibration import PlattScaling, expected_calibration_error, fit_platt
 from models.rankers.compressed import CompressedModel
 from models.rankers.fusion import FEATURE_NAMES, FusionFeatures
@@ -55,6 +56,7 @@ class _Sources:
     retrieval: RetrievalSettings
     behaviour: BehaviourSettings
     half_life_days: float
+    layout: Layout | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ def train_ranker(
     retrieval: RetrievalSettings | None = None,
     behaviour: BehaviourSettings | None = None,
     half_life_days: float = 14.0,
+    layout: Layout | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -92,10 +95,10 @@ def train_ranker(
     A release may name the ranker when `metrics["switch_on"]`: it is not below retrieval order on later
     events, and `beyond_chance` says whether the paired interval excludes a tie. Small or poor
     data raises nothing: `switch_on` is false, `reason` says why, and with too little of it there is no ranker.
-    `retrieval`, `behaviour` and `half_life_days` (of recent popularity) must be those the release serves with: the
-    ranker learns on their lists. Deterministic for a seed and a number of torch threads.
+    `retrieval`, `behaviour`, `half_life_days` (of recent popularity) and `layout` (of `embeddings`) must be those the
+    release serves with: the ranker learns on their lists. Deterministic for a seed and a number of torch threads.
     """
-    sources = _Sources(retrieval or RetrievalSettings(), behaviour or BehaviourSettings(), half_life_days)
+    sources = _Sources(retrieval or RetrievalSettings(), behaviour or BehaviourSettings(), half_life_days, layout)
     metrics = _train(
         log,
         catalog,
@@ -156,7 +159,8 @@ def _lists(
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     behaviour = fit_behaviour(split.fit, catalog, sources.behaviour, vectors=embeddings)
-    engine = RetrievalEngine(catalog, embeddings, _index(embeddings), behaviour, statistics, sources.retrieval)
+    parts = (_index(embeddings), behaviour, statistics, sources.retrieval)
+    engine = RetrievalEngine(catalog, embeddings, *parts, layout=sources.layout)
     fusion = FusionFeatures(catalog, embeddings, statistics)
     built = []
     # Many tiny matrix products: waking a second BLAS thread costs more than it brings.

@@ -1,0 +1,1 @@
+"""Images and audio of items: where they may come from, how they become vectors, and how those join the text's."""

@@ -1,0 +1,135 @@
+"""Reads the files that items name, from where the settings allow and from nowhere else.
+
+A catalog is written by others, so what it names is not trusted: a path must lie below one of the allowed folders after
+every link is followed; a URL must name an allowed host, whose address is looked at before anything is sent to it, and
+the connection goes to that very address (a name that changes its mind in between gains nothing). Redirects are not
+followed. Called by the media encoders in offline workers; serving never fetches anything.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import socket
+import ssl
+import stat
+import time
+from pathlib import Path
+from urllib.parse import SplitResult, quote, urlsplit
+
+from models.media.settings import MediaSettings
+
+_BLOCK = 1 << 16
+_LONGEST = 4096
+
+
+class MediaRefused(Exception):
+    """A file was not read; the message says why, without its content."""
+
+
+class MediaReader:
+    """Reads one file at a time."""
+
+    def __init__(self, settings: MediaSettings) -> None:
+        self._settings = settings
+        self._roots = tuple(Path(root).expanduser().resolve() for root in settings.roots)
+        self._hosts = frozenset(host.casefold().rstrip(".") for host in settings.hosts)
+
+    def read(self, reference: str) -> bytes:
+        """Return the bytes of a path or URL. Raises MediaRefused."""
+        if len(reference) > _LONGEST or any(c < " " or c == "\x7f" for c in reference):
+            raise MediaRefused("not a path or URL")
+        scheme, separator, _ = reference.partition("://")
+        if not separator:
+            return self._file(reference)
+        if scheme.lower() not in ("http", "https"):
+            raise MediaRefused(f"{scheme}: only http and https URLs, and paths, are read")
+        return self._url(reference)
+
+    def _file(self, reference: str) -> bytes:
+        try:
+            path = self._inside(Path(reference))
+            with path.open("rb") as file:
+                # Of what was opened, not of what the name means by now.
+                if not stat.S_ISREG(path.stat().st_mode):
+                    raise MediaRefused("not a regular file")
+                data = file.read(self._settings.max_bytes + 1)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise MediaRefused(f"cannot be read ({type(error).__name__})") from error
+        return self._of_size(data)
+
+    def _inside(self, path: Path) -> Path:
+        """Return the real path when it lies below a root; a relative one is looked for below each."""
+        for candidate in [path] if path.is_absolute() else [root / path for root in self._roots]:
+            real = candidate.resolve()
+            for root in self._roots:
+                if real.is_relative_to(root) and real.is_file():
+                    return real
+        raise MediaRefused("no such file below models.media.roots")
+
+    def _url(self, reference: str) -> bytes:
+        try:
+            parts = urlsplit(reference)
+            host, port = (parts.hostname or "").casefold().rstrip("."), parts.port
+        except ValueError as error:
+            raise MediaRefused("not a URL") from error
+        if host not in self._hosts or parts.username is not None or parts.password is not None:
+            raise MediaRefused("its host is not one of models.media.hosts")
+        secure = parts.scheme.lower() == "https"
+        port = port or (443 if secure else 80)
+        ends = time.monotonic() + self._settings.timeout_s
+        try:
+            address = self._address(host, port)
+            with socket.create_connection((address, port), timeout=_left(ends)) as plain:
+                context = ssl.create_default_context() if secure else None
+                talk = plain if context is None else context.wrap_socket(plain, server_hostname=host)
+                with talk:
+                    return self._of_size(self._ask(talk, parts, host, ends))
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise MediaRefused(f"cannot be fetched ({type(error).__name__})") from error
+
+    def _address(self, host: str, port: int) -> str:
+        """Return an address of `host` to connect to; every one of them must be allowed."""
+        found = {str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+        for text in found:
+            address = ipaddress.ip_address(text.partition("%")[0])
+            mapped = getattr(address, "ipv4_mapped", None)
+            public = (mapped or address).is_global and not address.is_multicast
+            if not public and not self._settings.private_addresses:
+                raise MediaRefused("its host has an address that is not public; see models.media.private_addresses")
+        return sorted(found)[0]
+
+    def _ask(self, talk: socket.socket, parts: SplitResult, host: str, ends: float) -> bytes:
+        target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
+        if parts.query:
+            target += "?" + quote(parts.query, safe="/?%:@!$&'()*+,;=~-._")
+        named = host if parts.port is None else f"{host}:{parts.port}"
+        request = f"GET {target} HTTP/1.1\r\nHost: {named}\r\nConnection: close\r\nAccept-Encoding: identity\r\n\r\n"
+        talk.sendall(request.encode("ascii"))
+        answer = http.client.HTTPResponse(talk, method="GET")
+        talk.settimeout(_left(ends))
+        answer.begin()
+        if answer.status != 200:
+            raise MediaRefused(f"the answer was {answer.status}; redirects are not followed")
+        data = bytearray()
+        while len(data) <= self._settings.max_bytes:
+            talk.settimeout(_left(ends))  # a server that sends a byte now and then does not get more time
+            part = answer.read1(_BLOCK)
+            if not part:
+                if answer.length:
+                    raise MediaRefused("the answer ended in the middle")
+                break
+            data += part
+        return bytes(data)
+
+    def _of_size(self, data: bytes) -> bytes:
+        if len(data) > self._settings.max_bytes:
+            raise MediaRefused(f"larger than models.media.max_bytes = {self._settings.max_bytes}")
+        return data
+
+
+def _left(ends: float) -> float:
+    left = ends - time.monotonic()
+    if left <= 0:
+        raise MediaRefused("took longer than models.media.timeout_s")
+    return left

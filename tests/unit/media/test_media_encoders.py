@@ -1,0 +1,53 @@
+"""Pictures and sounds become unit vectors; what cannot be read becomes zeros with a reason."""
+
+import numpy as np
+import pytest
+
+from models.media.encoders import MediaEncoder
+from models.media.settings import MediaSettings, ModalitySettings
+
+
+@pytest.fixture
+def images(image_model, media_root) -> MediaEncoder:
+    settings = MediaSettings(roots=(str(media_root),))
+    return MediaEncoder("image", image_model, settings, ModalitySettings(uri="x", dimension=24, batch_size=4))
+
+
+def test_pictures_become_unit_vectors_in_order_and_alike_in_any_batch(images) -> None:
+    names = [f"p{n}.png" for n in range(10)]
+    vectors = images.encode(names)
+    assert vectors.shape == (10, 24) and vectors.dtype == np.float32
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    alone = np.concatenate([images.encode([name]) for name in names])
+    assert np.allclose(vectors, alone, atol=1e-5)
+    assert len(np.unique(vectors.round(4), axis=0)) == 10
+
+
+def test_what_is_missing_or_cannot_be_read_is_zero_and_told_once(images) -> None:
+    vectors = images.encode(["", "p1.png", "neither", "../secret.png", "p2.png", ""])
+    assert vectors.any(axis=1).tolist() == [False, True, False, False, True, False]
+    assert [what for what, _ in images.take_unread()] == ["neither", "../secret.png"]
+    assert images.take_unread() == []
+    assert not images.encode(["", ""]).any() and images.encode([]).shape == (0, 24)
+
+
+def test_sounds_become_unit_vectors(audio_model, media_root) -> None:
+    settings = MediaSettings(roots=(str(media_root),))
+    encoder = MediaEncoder("audio", audio_model, settings, ModalitySettings(uri="x", dimension=16, batch_size=2))
+    vectors = encoder.encode(["s0.wav", "", "s1.wav", "p0.png"])
+    assert vectors.any(axis=1).tolist() == [True, False, True, False]
+    assert np.allclose(np.linalg.norm(vectors[[0, 2]], axis=1), 1, atol=1e-5)
+    assert abs(float(vectors[0] @ vectors[2])) < 0.9999
+    assert [what for what, _ in encoder.take_unread()] == ["p0.png"]
+
+
+def test_a_model_of_another_dimension_is_refused_with_the_setting_named(image_model) -> None:
+    with pytest.raises(ValueError, match=r"24 dimensions, models\.media\.image\.dimension = 25"):
+        MediaEncoder("image", image_model, MediaSettings(), ModalitySettings(uri="x", dimension=25))
+
+
+def test_weights_that_leave_nothing_to_the_text_are_refused() -> None:
+    half = ModalitySettings(uri="x", weight=0.5)
+    with pytest.raises(ValueError, match="nothing to the text"):
+        MediaSettings(image=half, audio=half)
+    assert MediaSettings(image=half, audio=ModalitySettings(weight=0.5)).chosen == {"image": half}

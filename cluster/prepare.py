@@ -23,6 +23,7 @@ from pipelines.dataset import Dataset, write_dataset
 from pipelines.embedding.assemble import Embedder
 from pipelines.embedding.runners import InlineRunner
 from pipelines.importers import IMPORTERS, ImportFailed
+from pipelines.index_shards import PieceRunner
 
 
 def import_dataset(
@@ -81,6 +82,7 @@ def build_release(
     embedder: Embedder,
     progress: Progress,
     keep_ranker_of: Release | None = None,
+    pieces: PieceRunner | None = None,
 ) -> BuildReport:
     """Make what is missing of a release of `data`; nothing is kept as the latest or published."""
     workspace = Workspace(settings)
@@ -94,6 +96,7 @@ def build_release(
         text_ranker=_text_ranker(settings, workspace),
         embedder=embedder,
         keep_ranker_of=keep_ranker_of,
+        pieces=pieces,
         progress=progress,
         on_step=_tell,
     ).run(

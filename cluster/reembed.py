@@ -22,7 +22,7 @@ from cluster.prepare import build_release, keep_release
 from cluster.publish import waiting_changes
 from cluster.ray_job import job_ray
 from cluster.workspace import Workspace
-from models.artifacts import ArtifactError
+from models.artifacts import ArtifactError, ArtifactStore
 from models.encoder import load_encoder
 from models.media.items import load_item_encoder
 from models.releases import Release
@@ -32,6 +32,7 @@ from pipelines.embedding.assemble import Embedder
 from pipelines.embedding.blocks import BlockError
 from pipelines.embedding.runners import RayRunner, WorkerPlace, items_per_s
 from pipelines.embedding.source import read_items
+from pipelines.index_shards import RayPieces
 from serve.auth import DEFAULT_TENANT
 
 
@@ -72,7 +73,14 @@ def reembed(settings: Settings, wish: Wish) -> tuple[BuildReport, dict[str, Any]
         with Pace(say) as pace:
             kept = before if _same_encoder(workspace, before) else None
             try:
-                report = build_release(settings, dataset, embedder=embedder, progress=pace.report, keep_ranker_of=kept)
+                report = build_release(
+                    settings,
+                    dataset,
+                    embedder=embedder,
+                    progress=pace.report,
+                    keep_ranker_of=kept,
+                    pieces=_pieces(settings, workspace),
+                )
             finally:
                 _keep_unread(workspace, runner)
     other = settings.models.encoder.uri != served
@@ -133,6 +141,11 @@ def _keep_unread(workspace: Workspace, runner: RayRunner) -> None:
         lines = (json.dumps({"media": what, "reason": why}) for what, why in runner.unread)
         rejects.write_text("\n".join(lines) + "\n", encoding="utf-8")
         say(f"{len(runner.unread)} pictures and sounds could not be read: see {rejects}")
+
+
+def _pieces(settings: Settings, workspace: Workspace) -> RayPieces:
+    place = partial(ArtifactStore, settings.artifacts_url, cache=workspace.artifact_cache, tenant=DEFAULT_TENANT)
+    return RayPieces(place, workers=settings.pipelines.embedding.workers)
 
 
 def _places(settings: Settings, workspace: Workspace) -> Any:

@@ -12,31 +12,21 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Mask = npt.NDArray[np.bool_]
-Vectors = npt.NDArray[np.float32]
-Hits = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]
+from models.index_port import EXACT_BELOW, Hits, Mask, VectorIndex, Vectors
+from models.shards import Shard, load_shards, read_shards
+
+__all__ = ["FaissIndex", "FlatIndex", "Hits", "Mask", "VectorIndex", "Vectors", "load_faiss", "write_faiss"]
 
 INDEX_FILE = "index.faiss"
-EXACT_BELOW = 0.05
-"""Below this share of allowed rows an exact search over them is cheaper and surer than over-fetching."""
 GPU_MOST = 2048
 """A GPU index of FAISS answers at most this many rows."""
 GPU_KINDS = ("IndexFlat", "IndexFlatIP", "IndexIVFFlat", "IndexIVFPQ")
 """What FAISS can move to a GPU; other kinds are searched on the CPU."""
 _BLOCK = 16_384
-
-
-class VectorIndex(Protocol):
-    """Finds the rows whose vectors are nearest to one query."""
-
-    def search(self, query: Vectors, n: int, *, allowed: Mask | None = None) -> Hits:
-        """Return (rows int32[m], scores float32[m]), m ≤ n, best first, ties by row. `query` is float32[dim]."""
-        ...
 
 
 class FlatIndex:
@@ -110,21 +100,34 @@ class FaissIndex:
         return rows[order].astype(np.int32), scores[order]
 
 
-def write_faiss(index: Any, folder: Path) -> None:
-    """Write `index` into `folder`."""
+def write_faiss(index: Any, folder: Path, *, name: str = INDEX_FILE) -> None:
+    """Write `index` into `folder` as the file `name`."""
     import faiss
 
-    faiss.write_index(index, str(folder / INDEX_FILE))
+    faiss.write_index(index, str(folder / name))
 
 
-def load_faiss(folder: Path, vectors: Vectors) -> FaissIndex:
+def load_faiss(folder: Path, vectors: Vectors) -> VectorIndex:
     """Load an index that an artifact check has already verified. Raises ValueError when it does not fit `vectors`.
 
-    A FAISS file is trusted input to native code, hence the byte limit on top of the artifact's sha256.
+    An index in pieces is loaded piece by piece, spread over the GPUs there are. A FAISS file is trusted input to native
+    code, hence the byte limit on top of the artifact's sha256.
     """
     import faiss
 
-    path = folder / INDEX_FILE
+    shards = read_shards(folder, len(vectors))
+    if not shards:
+        return _load(folder / INDEX_FILE, vectors, faiss, 0)
+
+    def load(shard: Shard, part: Vectors, device: int) -> VectorIndex:
+        return _load(folder / shard.name, part, faiss, device)
+
+    return load_shards(shards, vectors, load, exact=FlatIndex(vectors), devices=gpus(faiss))
+
+
+def _load(path: Path, vectors: Vectors, faiss: Any, device: int) -> FaissIndex:
+    if not path.is_file():
+        raise ValueError(f"{path.name}: missing")
     if hasattr(faiss, "set_deserialization_vector_byte_limit"):
         faiss.set_deserialization_vector_byte_limit(2 * path.stat().st_size + (1 << 20))
     try:
@@ -133,15 +136,15 @@ def load_faiss(folder: Path, vectors: Vectors) -> FaissIndex:
         raise ValueError(f"{path.name}: FAISS cannot read it") from error
     if (index.ntotal, index.d) != vectors.shape:
         raise ValueError(f"{path.name}: {index.ntotal} × {index.d} does not fit embeddings {vectors.shape}")
-    placed = to_best_device(index, faiss)
+    placed = to_best_device(index, faiss, device=device)
     return FaissIndex(placed, vectors, on_gpu=placed is not index)
 
 
-def to_best_device(index: Any, faiss: Any) -> Any:
-    """Move `index` to GPU 0 when this FAISS build and machine have one and it holds that kind, else return it as is."""
+def to_best_device(index: Any, faiss: Any, *, device: int = 0) -> Any:
+    """Move `index` to GPU `device` where FAISS and machine have one and it holds that kind; else return it as is."""
     if gpus(faiss) == 0 or type(index).__name__ not in GPU_KINDS:
         return index
-    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device, index)
 
 
 def gpus(faiss: Any) -> int:

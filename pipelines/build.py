@@ -29,11 +29,13 @@ from models.progress import Progress, silent
 from models.rankers.fusion import FEATURE_NAMES
 from models.releases import Release, new_release
 from models.retrieval.settings import RetrievalSettings
+from models.shards import plan
 from pipelines.dataset import Dataset
 from pipelines.embedding.assemble import Embedder
 from pipelines.embedding.blocks import EncoderSpec
 from pipelines.embedding.runners import InlineRunner
 from pipelines.fold import Fold
+from pipelines.index_shards import InlinePieces, PieceRunner, build_index, forget_pieces
 from pipelines.settings import PipelinesSettings
 
 FORMATS = {"catalog": 1, "embeddings": 2, "index": 2, "behaviour": 5, "statistics": 1, "ranker": 1}
@@ -75,6 +77,7 @@ class Builder:
         text_ranker: tuple[str, Callable[[], Path]] | None = None,
         embedder: Embedder | None = None,
         keep_ranker_of: Release | None = None,
+        pieces: PieceRunner | None = None,
         progress: Progress = silent,
         on_step: Callable[[StepReport], None] = lambda _: None,
     ) -> None:
@@ -82,13 +85,15 @@ class Builder:
 
         `text_ranker` is the URI of a text ranker and how to fetch it; None trains the compressed one. `embedder` says
         how vectors are made; None computes them here. The ranker of `keep_ranker_of`, or its lack of one, goes on in
-        place of a new one: right while vectors come from the same encoder.
+        place of a new one: right while vectors come from the same encoder. `pieces` builds an index that does not fit
+        into memory in one; None does it here, one piece after another.
         """
         self._artifacts = artifacts
         self._settings = settings
         self._retrieval = retrieval
         self._embedder = embedder or Embedder(artifacts, EncoderSpec(encoder_uri), InlineRunner(encoder))
         self._text_ranker = text_ranker
+        self._pieces = pieces or InlinePieces()
         self._keep_ranker_of = keep_ranker_of
         self._progress = progress
         self._on_step = on_step
@@ -110,12 +115,7 @@ class Builder:
         embedding_step = self._embed(catalog_step)
         embeddings = np.load(embedding_step.path / EMBEDDINGS_FILE, mmap_mode="r", allow_pickle=False)
         self._layout = Layout.from_json(embedding_step.meta.get("layout"))
-        recall = self._settings.index_recall
-        index_step = self._step(
-            "index",
-            {"embeddings": embedding_step.ref, "recall": recall},
-            lambda to: _index(embeddings, to, recall=recall),
-        )
+        index_step = self._index(embedding_step, embeddings.shape)
         events = {"catalog": catalog_step.ref, "events": _digest_events(dataset)}
         behaviour_step = self._step(
             "behaviour",
@@ -187,6 +187,23 @@ class Builder:
         )
         if not self._steps[-1].reused:
             embedder.forget(catalog)
+        return made
+
+    def _index(self, embeddings: Artifact, shape: tuple[int, int]) -> Artifact:
+        """Build the index, in pieces where the memory of the settings asks for it."""
+        recall, memory = self._settings.index_recall, self._settings.index_memory_bytes
+        inputs: dict[str, Any] = {"embeddings": embeddings.ref, "recall": recall}
+        pieces = len(plan(*shape, memory_bytes=memory))
+        if pieces > 1:
+            inputs["pieces"] = len(plan(*shape, memory_bytes=memory // self._pieces.workers))
+
+        def make(to: Path) -> Mapping[str, Any]:
+            of: dict[str, Any] = {"recall": recall, "memory_bytes": memory, "runner": self._pieces}
+            return build_index(self._artifacts, embeddings, to, **of, progress=self._progress)
+
+        made = self._step("index", inputs, make)
+        if not self._steps[-1].reused:
+            forget_pieces(self._artifacts, embeddings, made.meta, recall=recall)
         return made
 
     def _behave(
@@ -272,15 +289,6 @@ def _write_catalog(dataset: Dataset, fold: Fold, to: Path) -> Mapping[str, Any]:
     write_catalog(dataset.items, to / CATALOG_FILE)
     write_folded(fold.items, to)
     return {"items": len(dataset.items), "dataset": dataset.name, "licence": dataset.licence}
-
-
-def _index(embeddings: Any, to: Path, *, recall: float) -> Mapping[str, Any]:
-    from models.index import write_faiss
-    from models.index_build import build_faiss
-
-    built = build_faiss(np.ascontiguousarray(embeddings, dtype=np.float32), recall=recall)
-    write_faiss(built.index, to)
-    return {**built.facts, "items": len(embeddings), "dimension": int(embeddings.shape[1])}
 
 
 def _window(dataset: Dataset) -> dict[str, Any]:

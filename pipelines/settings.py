@@ -21,6 +21,8 @@ class PipelinesSettings(BaseModel):
     """Recent popularity halves in this time."""
     index_recall: float = Field(0.98, ge=0.5, le=1.0)
     """Share of the 100 nearest items that an index which is not exact finds, measured on held-out queries."""
+    index_memory_bytes: int = Field(8 << 30, ge=16 << 20)
+    """Memory for building the index on a node; a catalog that takes more gets one in pieces, searched as one."""
     train_ranker: bool = True
     """Whether `build` trains a ranker; without one, retrieval order is served."""
     text_validation_cases: int = Field(100, ge=10)

@@ -6,7 +6,6 @@ number of users and of reasons. Needs a running deployment, whose Ray and cache 
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -15,11 +14,13 @@ from typing import Any
 from cluster.config import Settings
 from cluster.console import bars
 from cluster.errors import OperatorError
+from cluster.ray_job import job_ray
 from cluster.reason_records import latest_release, most_active, records_of
-from cluster.stack import ray_options, running
+from cluster.stack import running
 from cluster.workspace import Workspace
 from models.explain.evidence_json import evidence_to_json
 from models.progress import Progress
+from pipelines.embedding.runners import quiet_ray_data
 from pipelines.warm import WarmOptions
 from pipelines.warm import warm as written_ahead
 from serve.deployments.replica import CACHE_URL
@@ -64,30 +65,13 @@ def warm_cache(
         ttl_s=settings.serve.reason_cache.ttl_s,
         language=language,
     )
-    connect(settings)
     sources: dict[str, int] = {}
-    with bars() as progress:
+    with job_ray(settings, say=say), bars() as progress:
+        quiet_ray_data()
         for done in written_ahead(wanted, options):
             sources = dict(done)
             progress("reasons", sum(sources.values()), len(wanted))
     return {"users": len(ids), "places": counts.total(), "different": len(counts), "reasons": sources}
-
-
-def connect(settings: Settings) -> None:
-    """Connect this process to the Ray that `up` started for the state folder. Raises OperatorError without one."""
-    from cluster.ray_options import address_file
-    from cluster.ray_runtime import prepare
-
-    address = address_file(settings.state)
-    if not address.is_file():
-        raise OperatorError("the Ray of this state folder cannot be found: start `raycommend up` first")
-    prepare(ray_options(settings))
-    import ray
-
-    ray.init(
-        address=address.read_text().strip(), log_to_driver=False, logging_level=logging.WARNING, namespace="raycommend"
-    )
-    ray.data.DataContext.get_current().enable_progress_bars = False
 
 
 def _of(progress: Progress) -> Callable[[int, int], None]:

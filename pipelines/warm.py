@@ -90,6 +90,7 @@ def warm(records: Sequence[str], options: WarmOptions, *, num_cpus: float = 0.5)
 
 
 def _vllm(folder: str, settings: GeneratorSettings) -> Generator:
-    from models.explain.vllm_generator import VllmGenerator, engine_options
+    from models.explain.engine_options import engine_options
+    from models.explain.vllm_generator import VllmGenerator
 
     return VllmGenerator(Path(folder), engine_options(settings))

@@ -28,12 +28,13 @@ from loadtests.bench.second_checker import SecondChecker
 from loadtests.bench.targets import Aim
 from loadtests.stats import Estimate
 from models.explain.cache import ReasonCache
+from models.explain.engine_options import engine_options
 from models.explain.evidence import Evidence
 from models.explain.explainer import Reason, ReasonWriter
 from models.explain.generator import Generator
 from models.explain.reason_cache import TieredReasons
 from models.explain.template import template_reason
-from models.explain.vllm_generator import VllmGenerator, engine_options
+from models.explain.vllm_generator import VllmGenerator
 
 Part = Literal["quality", "share", "engine", "live"]
 _CALIBRATION = 40

@@ -21,17 +21,12 @@ from loadtests.bench.explain import cold, tasks_of
 from loadtests.bench.harness import BenchContext
 from loadtests.bench.targets import Aim
 from loadtests.schedule import LoadError
+from models.explain.engine_options import EngineOptions, engine_arguments, engine_environment, engine_options
 from models.explain.evidence import Evidence
 from models.explain.explainer import ReasonWriter
 from models.explain.generator import ReasonRequest
 from models.explain.grammar import reason_grammar
-from models.explain.vllm_generator import (
-    EngineOptions,
-    VllmGenerator,
-    engine_arguments,
-    engine_environment,
-    engine_options,
-)
+from models.explain.vllm_generator import VllmGenerator
 from serve.context import RequestContext
 from serve.deadline import Deadline
 from serve.reasons import write_reasons

@@ -2,7 +2,7 @@
 
 One `AsyncLLM` with prefix caching and priority scheduling; temperature 0 under the grammar of the request's evidence.
 The engine's processes end with this one, even after `kill -9` (see `models.explain.reaper`). Called by whoever hosts
-the explainer; knows nothing of Ray or HTTP. Set-up follows the vLLM documentation on CPU back ends.
+the explainer; knows nothing of Ray or HTTP.
 """
 
 from __future__ import annotations
@@ -14,52 +14,19 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from models.explain.engine_options import EngineOptions, engine_arguments, engine_environment
 from models.explain.evidence import EMPTY
 from models.explain.generator import GeneratorBusy, GeneratorError, ReasonRequest, model_of
 from models.explain.grammar import reason_grammar
 from models.explain.open_grammar import open_grammar
 from models.explain.prompt import PromptBuilder
 from models.explain.reaper import MARK, Reaper
-from models.settings import GeneratorSettings, GrammarLevel
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 _SHUTDOWN_S = 5.0
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How the engine runs. The defaults suit a small model on a few CPU cores."""
-
-    grammar: GrammarLevel = "closed"
-    """How free the model is, see `models.explain.open_grammar`."""
-    dtype: Dtype = "auto"
-    """`auto`: bfloat16 on CUDA and on CPUs with native bf16, else float32 (four times as fast without it)."""
-    max_model_len: int = 1024
-    kv_cache_gib: int = 1
-    """Key-value cache on the CPU; on CUDA `gpu_memory_utilization` decides."""
-    gpu_memory_utilization: float = 0.85
-    block_size: int = 32
-    """Tokens a cache block on the CPU; only whole blocks are shared between prompts."""
-    threads: int = 1
-    """Compute threads on the CPU."""
-    max_running: int = 16
-    """Sequences computed together; on CUDA raise it."""
-    max_queued: int = 64
-    """Requests in flight beyond which `generate` raises GeneratorBusy."""
-    max_tokens: int = 192
-    """Longest answer; a grammar ends long before, this bounds what a defect could cost."""
-    nice: int = 0
-    """Added to the niceness of the engine's processes, so that the list is served first."""
-    hung_after_s: float = 30.0
-    """An engine with requests and no finished one for this long is not healthy."""
-    collect_stats: bool = False
-    """Count prefix-cache hits (see `VllmGenerator.prefix_cache`); costs a little per step."""
 
 
 class VllmGenerator:
@@ -74,6 +41,7 @@ class VllmGenerator:
         self._prompts: PromptBuilder | None = None
         self._in_flight = 0
         self._progress = time.monotonic()
+        self._unanswered = 0
         self._cached_tokens = 0
         self._prompt_tokens = 0
         self.generated_tokens = 0
@@ -117,7 +85,7 @@ class VllmGenerator:
             await self.close()
             raise GeneratorError(f"vLLM did not start ({type(error).__name__}: {error}); see its log above") from error
         self._reaper.settle()
-        self._progress = time.monotonic()
+        self._answered()
         await self._warm_up()
         if self._options.nice:
             _renice(self._reaper.children(), self._options.nice)
@@ -162,9 +130,10 @@ class VllmGenerator:
             output_kind=RequestOutputKind.FINAL_ONLY,
             structured_outputs=StructuredOutputsParams(grammar=grammar) if grammar is not None else None,
         )
-        if self._in_flight == 0:
+        if self._unanswered == 0:
             self._progress = time.monotonic()
         self._in_flight += 1
+        self._unanswered += 1
         final: Any = None
         # The salt keeps the prefix caches of tenants apart: no tenant can time another's prompts.
         stream = self._engine.generate(
@@ -180,14 +149,18 @@ class VllmGenerator:
             await stream.aclose()  # a cancelled caller frees the engine's slot now, not when garbage is collected
         if final is None:
             raise GeneratorError("the engine ended the request without an answer")
-        self._progress = time.monotonic()
+        self._answered()
         self._prompt_tokens += len(prompt)
         self._cached_tokens += final.num_cached_tokens or 0
         self.generated_tokens += len(final.outputs[0].token_ids)
         return str(final.outputs[0].text).strip()
 
     async def healthy(self) -> bool:
-        """Whether the engine lives and, when it has requests, finishes some."""
+        """Whether the engine lives and writes.
+
+        An engine that was asked and finished nothing for `hung_after_s` must write one token in a third of that. Those
+        who asked and left count too: they leave a hung engine without a request long before anybody looks.
+        """
         if self._engine is None:
             return False
         try:
@@ -195,7 +168,24 @@ class VllmGenerator:
         except Exception as error:
             _log.warning("the engine is dead: %s", type(error).__name__)
             return False
-        return self._in_flight == 0 or time.monotonic() - self._progress < self._options.hung_after_s
+        if self._unanswered == 0 or time.monotonic() - self._progress < self._options.hung_after_s:
+            return True
+        return await self._writes()
+
+    async def _writes(self) -> bool:
+        before, patience_s = self._progress, self._options.hung_after_s / 3
+        try:
+            async with asyncio.timeout(patience_s):
+                await self.complete(self.prompt_of(ReasonRequest(EMPTY)), grammar=None, priority=-1, max_tokens=1)
+        except (TimeoutError, GeneratorError) as error:
+            if self._progress > before:  # busy, not hung: somebody's reason was finished meanwhile
+                return True
+            _log.warning("the engine hangs: no token in %g s (%s)", patience_s, type(error).__name__)
+            return False
+        return True
+
+    def _answered(self) -> None:
+        self._progress, self._unanswered = time.monotonic(), self._in_flight
 
     async def close(self) -> None:
         """See `Generator.close`."""
@@ -220,110 +210,19 @@ class VllmGenerator:
             return AsyncLLM.from_engine_args(arguments)
 
 
-def engine_options(settings: GeneratorSettings) -> EngineOptions:
-    """Return how the engine runs as the settings say."""
-    return EngineOptions(
-        grammar=settings.grammar,
-        dtype=settings.dtype,
-        max_model_len=settings.max_model_len_tokens,
-        kv_cache_gib=settings.kv_cache_gib,
-        gpu_memory_utilization=settings.gpu_memory_share,
-        max_running=settings.max_running,
-        threads=settings.threads,
-        nice=settings.niceness,
-        max_queued=settings.max_pending,
-    )
-
-
-def engine_arguments(folder: Path, options: EngineOptions) -> dict[str, Any]:
-    """Return the arguments of any vLLM engine, ours or a bare one that a benchmark compares with."""
-    cuda = _has_cuda()
-    place = {"gpu_memory_utilization": options.gpu_memory_utilization} if cuda else {"block_size": options.block_size}
-    return {
-        "model": str(folder),
-        "dtype": engine_dtype(options.dtype, cuda=cuda),
-        "max_model_len": options.max_model_len,
-        "max_num_seqs": options.max_running,
-        "enforce_eager": not cuda,
-        "enable_prefix_caching": True,
-        "scheduling_policy": "priority",
-        "trust_remote_code": False,
-        **place,
-    }
-
-
-@contextlib.contextmanager
-def engine_environment(options: EngineOptions, more: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Set what vLLM reads from the environment when it is imported and when its processes start."""
-    with _environment(_variables(options, cuda=_has_cuda()) | dict(more or {})):
-        yield
-
-
 async def _end(engine: Any) -> None:
     """Stop an engine and close what its own shutdown leaves open; a dead engine may fail in any way."""
     if engine.output_handler is not None:
         engine.output_handler.cancel()  # else it logs the end of the engine as an error
     with contextlib.suppress(Exception):
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        engine.output_processor.propagate_error(EngineDeadError())  # else whoever asked a hung engine waits for ever
+    with contextlib.suppress(Exception):
         await asyncio.to_thread(engine.shutdown, _SHUTDOWN_S)
     await asyncio.sleep(0)  # the sockets are closed by a callback of this loop
     with contextlib.suppress(Exception):
         engine.engine_core.resources.ctx.destroy(linger=0)
-
-
-def engine_dtype(dtype: Dtype, *, cuda: bool, cpu_flags: frozenset[str] | None = None) -> str:
-    """Return the number format to load the weights in; see `EngineOptions.dtype`."""
-    if dtype != "auto":
-        return dtype
-    flags = cpu_flags if cpu_flags is not None else _cpu_flags()
-    return "bfloat16" if cuda or flags & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
-
-
-def _cpu_flags() -> frozenset[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return frozenset()
-    lines = (line for line in text.splitlines() if line.lower().startswith(("flags", "features")))
-    return frozenset(next(lines, "").partition(":")[2].split())
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_available())
-
-
-def _variables(options: EngineOptions, *, cuda: bool) -> dict[str, str]:
-    shared = {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        # Spawned, not forked: this process has threads, and the mark must be in the children's own environment.
-        "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if cuda:
-        return shared
-    return shared | {
-        "VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(options.threads),
-    }
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _renice(pids: set[int], nice: int) -> None:

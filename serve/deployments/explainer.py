@@ -23,7 +23,8 @@ class ExplainerDeployment:
     """Writes reasons. Ready when the engine is; while the engine restarts later, templates answer."""
 
     async def __init__(self, config: ReplicaConfig, folder: str, settings: GeneratorSettings) -> None:  # type: ignore[misc]  # Serve awaits it
-        from models.explain.vllm_generator import VllmGenerator, engine_options
+        from models.explain.engine_options import engine_options
+        from models.explain.vllm_generator import VllmGenerator
 
         check_packages(config)
         self._generator = VllmGenerator(Path(folder), engine_options(settings))

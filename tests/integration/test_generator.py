@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,19 @@ from models.behaviour.interactions import interactions_of
 from models.behaviour.transitions import fit_transitions
 from models.catalog import CATALOG_FILE, ItemCatalog, write_catalog
 from models.explain.checker import check_reason
+from models.explain.engine_options import EngineOptions
 from models.explain.evidence import EMPTY, Evidence, build_evidence
 from models.explain.explainer import Reason, ReasonWriter
 from models.explain.generator import GeneratorError, ReasonRequest
+from models.explain.grammar import reason_grammar
+from models.explain.open_grammar import open_grammar
 from models.explain.positives import positives_of
 from models.explain.reaper import processes
-from models.explain.vllm_generator import EngineOptions, VllmGenerator
+from models.explain.vllm_generator import VllmGenerator
 from models.features import features_from_events
 from models.hub import DEFAULT_GENERATOR_URI, MOVIELENS_100K_URI, HubError, resolve, resolve_generator
 from pipelines.importers import movielens_100k
+from serve.deployments.explainer import keep_alive
 
 pytestmark = [
     pytest.mark.cluster,
@@ -147,6 +152,26 @@ async def test_an_empty_record_and_chinese_work_too(generator: VllmGenerator, re
     assert check_reason(chinese, records[0], language="zh") == "ok" and "《" in chinese
 
 
+@pytest.mark.parametrize("level", ["closed", "open"])
+async def test_no_word_of_the_red_team_comes_out_of_the_engine(
+    generator: VllmGenerator,
+    hostile_records: list[tuple[str, Evidence]],
+    leaks: Callable[[str], list[str]],
+    level: str,
+) -> None:
+    wanted = hostile_records[:: 2 if level == "closed" else 6]
+    grammar_of = reason_grammar if level == "closed" else open_grammar
+    calls = [
+        generator.complete(generator.prompt_of(ReasonRequest(record)), grammar=grammar_of(record))
+        for _, record in wanted
+    ]
+    said = await asyncio.gather(*calls)
+    assert len(said) >= (80 if level == "closed" else 25)
+    assert [(text, sentence) for (text, _), sentence in zip(wanted, said, strict=True) if leaks(sentence)] == []
+    if level == "closed":
+        assert all(check_reason(one, record) == "ok" for (_, record), one in zip(wanted, said, strict=True))
+
+
 async def test_a_grammar_that_does_not_compile_is_refused_and_the_engine_lives(generator: VllmGenerator) -> None:
     with pytest.raises(GeneratorError):
         await generator.complete([1, 2, 3], grammar='root ::= "unclosed')
@@ -156,7 +181,8 @@ async def test_a_grammar_that_does_not_compile_is_refused_and_the_engine_lives(g
 HOST = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[1])
-from models.explain.vllm_generator import EngineOptions, VllmGenerator
+from models.explain.engine_options import EngineOptions
+from models.explain.vllm_generator import VllmGenerator
 
 async def main():
     generator = VllmGenerator(sys.argv[2], EngineOptions(dtype="float32", nice=5))
@@ -200,6 +226,38 @@ async def test_kill_minus_9_of_the_host_leaves_no_engine_process(model_folder: P
     names, left = await asyncio.to_thread(pids_left_after_kill_minus_9, command)
     assert names[b"VLLM::EngineCore"] == names[b"VLLM::Worker"] == 5
     assert left == set()
+
+
+async def test_a_hung_engine_is_found_out_though_nobody_waits_any_more_and_is_started_again(
+    model_folder: Path, records: list[Evidence]
+) -> None:
+    generator = VllmGenerator(model_folder, replace(OPTIONS, hung_after_s=3.0))
+    await generator.start()
+    try:
+        left = asyncio.create_task(generator.generate(ReasonRequest(records[0])))
+        await asyncio.sleep(0.05)
+        left.cancel()
+        await asyncio.sleep(3.1)
+        assert await generator.healthy(), "a reader who left is no sign of a hung engine"
+        children = set(generator.child_pids())
+        for pid in children:
+            if name_of(pid).startswith(b"VLLM::"):
+                os.kill(pid, signal.SIGSTOP)
+        reasons = await written(ReasonWriter(generator), records[:3], deadline_s=1.0)
+        assert [r.fallback for r in reasons] == ["deadline"] * 3 and generator.in_flight == 0
+        waiting = asyncio.create_task(generator.generate(ReasonRequest(records[5])))
+        watch = asyncio.create_task(keep_alive(generator, pause_s=1.0))
+        with pytest.raises(GeneratorError):
+            await asyncio.wait_for(waiting, 30.0)
+        ends, source = time.monotonic() + 150, ""
+        while source != "llm" and time.monotonic() < ends:
+            await asyncio.sleep(1.0)
+            source = (await written(ReasonWriter(generator), records[:1], deadline_s=5.0))[0].source
+        assert source == "llm", "the engine was not started again"
+        watch.cancel()
+        assert children & processes().keys() == set()
+    finally:
+        await generator.close()
 
 
 async def test_an_engine_killed_in_mid_stream_ends_the_stream_with_templates_and_can_be_started_again(

@@ -313,16 +313,56 @@ def test_a_second_start_on_the_same_ports_names_who_holds_them(deployment: Deplo
     assert str(PORTS["serve.http_port"]) in done.stderr and "pid" in done.stderr
 
 
-def test_the_list_goes_on_when_the_engine_is_killed(deployment: Deployment) -> None:
-    engines = [p for p in Ledger(deployment.state).alive() if p.kind == "engine"]
-    assert engines, "the engine's processes are in the ledger"
-    for engine in engines:
-        psutil.Process(engine.pid).kill()
+def engines_of(deployment: Deployment) -> list[psutil.Process]:
+    found = [psutil.Process(p.pid) for p in Ledger(deployment.state).alive() if p.kind == "engine"]
+    assert found, "the engine's processes are in the ledger"
+    return found
+
+
+def cpu_share(running: list[psutil.Process], seconds: float) -> float:
+    """CPU seconds per second that the processes use from now on."""
+
+    def used() -> float:
+        times = [process.cpu_times() for process in running]
+        return sum(t.user + t.system for t in times)
+
+    before = used()
+    time.sleep(seconds)
+    return (used() - before) / seconds
+
+
+def test_a_reader_who_leaves_a_stream_frees_the_engine_within_two_seconds(deployment: Deployment) -> None:
+    engines = engines_of(deployment)
+    stream = deployment.stream(user_id="405", k=50, explain=True, deadline_ms=5000, reasons_deadline_ms=60_000)
+    assert [next(stream)[0] for _ in range(2)] == ["items", "reason"]
+    writing = cpu_share(engines, 1.0)
+    stream.close()
+    time.sleep(2.0)
+    assert cpu_share(engines, 1.0) < 0.3 * writing
+
+
+def test_a_stream_ends_properly_when_the_engine_is_killed_and_the_model_comes_back(deployment: Deployment) -> None:
+    engines, got = engines_of(deployment), []
+    for name, data in deployment.stream(user_id="7", k=20, explain=True, deadline_ms=5000, reasons_deadline_ms=60_000):
+        got.append((name, data))
+        if [n for n, _ in got].count("reason") == 1:
+            for engine in engines:
+                engine.kill()
+    assert [name for name, _ in got] == ["items", *["reason"] * 20, "done"]
+    reasons = [data for name, data in got if name == "reason"]
+    assert len({data["item_id"] for data in reasons}) == 20 and all(data["reason"] for data in reasons)
+    assert reasons[0]["reason_source"] == "llm" and reasons[-1]["reason_source"] == "template"
     answer = deployment.recommend(user_id="1", k=5, explain=True, deadline_ms=5000, reasons_deadline_ms=2000)
     assert answer.status_code == 200
     assert all(i["reason"] for i in answer.json()["items"])
-    got = list(deployment.stream(user_id="2", k=3, explain=True, deadline_ms=5000, reasons_deadline_ms=3000))
-    assert [name for name, _ in got] == ["items", "reason", "reason", "reason", "done"]
+    ends, sources = time.monotonic() + 150, set()
+    while "llm" not in sources and time.monotonic() < ends:
+        started = time.monotonic()
+        answer = deployment.recommend(user_id="8", k=3, explain=True, deadline_ms=5000, reasons_deadline_ms=3000)
+        assert answer.status_code == 200 and time.monotonic() - started < 9
+        sources = {item["reason_source"] for item in answer.json()["items"]}
+        time.sleep(1.0)
+    assert "llm" in sources, "the engine was not started again"
 
 
 def test_down_cleans_up_after_a_killed_driver_and_a_new_start_works(deployment: Deployment) -> None:

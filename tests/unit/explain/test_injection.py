@@ -1,35 +1,16 @@
 """What strangers write into the catalog never becomes an order, a link or a token of a prompt or a reason."""
 
+from collections.abc import Callable
 from typing import Any
 
-import pytest
 import xgrammar
 
-from models.catalog import CATALOG_FILE, Item, ItemCatalog, write_catalog
 from models.explain.checker import check_reason
 from models.explain.clean import is_quotable
-from models.explain.evidence import Evidence, build_evidence
+from models.explain.evidence import Evidence
 from models.explain.grammar import readings_of, reason_grammar
-from models.explain.positives import positives_of
 from models.explain.prompt import PromptBuilder, data_of
 from models.explain.template import template_reason
-from models.features import ANONYMOUS
-
-LEAKS = (
-    "hacked",
-    "pwned",
-    "obey",
-    "evil",
-    "ignore",
-    "<|",
-    "|>",
-    "http",
-    "system",
-    "instruction",
-    "::=",
-    "script",
-    "忽略",
-)
 
 
 class ByteTokenizer:
@@ -46,41 +27,23 @@ class ByteTokenizer:
         return {"input_ids": [ord(c) for c in marked]}
 
 
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory, hostile: tuple[str, ...]) -> list[tuple[str, Evidence]]:
-    """Each hostile text as the candidate's title, text and genre, and as a liked item's title."""
-    folder = tmp_path_factory.mktemp("catalog")
-    items = [Item("fine", "Fargo", labels={"genre": ("Crime",)})]
-    for at, text in enumerate(hostile):
-        items.append(Item(f"title{at}", text, labels={"genre": ("Crime",)}))
-        items.append(Item(f"text{at}", f"Fine {at}", text=text, labels={"genre": ("Crime", text), "brand": (text,)}))
-    write_catalog(items, folder / CATALOG_FILE)
-    catalog = ItemCatalog(folder)
-    out = []
-    for at, text in enumerate(hostile):
-        liked = positives_of(ANONYMOUS, catalog, seed_rows=[0, 1 + 2 * at])
-        out += [(text, build_evidence(liked, 1 + 2 * at, catalog=catalog, link=lambda a, b: 1.0))]
-        out += [(text, build_evidence(liked, 2 + 2 * at, catalog=catalog, link=lambda a, b: 1.0))]
-    return out
-
-
-def leaks(text: str) -> list[str]:
-    return [leak for leak in LEAKS if leak in text.casefold()]
-
-
 def test_the_table_is_large_enough(hostile: tuple[str, ...]) -> None:
     assert len(set(hostile)) >= 60
 
 
-def test_no_hostile_text_reaches_a_record(records: list[tuple[str, Evidence]]) -> None:
-    for text, evidence in records:
+def test_no_hostile_text_reaches_a_record(
+    hostile_records: list[tuple[str, Evidence]], leaks: Callable[[str], list[str]]
+) -> None:
+    for text, evidence in hostile_records:
         shown = [evidence.item, *(i.title for i in evidence.liked), *(a.text for a in evidence.attributes)]
         for value in filter(None, shown):
             assert is_quotable(value) and not leaks(value), text
 
 
-def test_no_hostile_text_reaches_a_sentence(records: list[tuple[str, Evidence]]) -> None:
-    for text, evidence in records:
+def test_no_hostile_text_reaches_a_sentence(
+    hostile_records: list[tuple[str, Evidence]], leaks: Callable[[str], list[str]]
+) -> None:
+    for text, evidence in hostile_records:
         for language in ("en", "zh"):
             said = [template_reason(evidence, language), *list(readings_of(evidence, language))[::7]]
             for sentence in said:
@@ -88,16 +51,18 @@ def test_no_hostile_text_reaches_a_sentence(records: list[tuple[str, Evidence]])
                 assert check_reason(sentence, evidence, language=language) == "ok", (text, sentence)
 
 
-def test_every_grammar_of_the_table_compiles(records: list[tuple[str, Evidence]]) -> None:
-    for _, evidence in records:
+def test_every_grammar_of_the_table_compiles(hostile_records: list[tuple[str, Evidence]]) -> None:
+    for _, evidence in hostile_records:
         xgrammar.Grammar.from_ebnf(reason_grammar(evidence))
 
 
-def test_no_hostile_text_reaches_a_prompt(records: list[tuple[str, Evidence]]) -> None:
+def test_no_hostile_text_reaches_a_prompt(
+    hostile_records: list[tuple[str, Evidence]], leaks: Callable[[str], list[str]]
+) -> None:
     builder = PromptBuilder(ByteTokenizer())
     clean = builder.ids(Evidence("Heat"))
     turns = (clean.count(1), clean.count(2))
-    for text, evidence in records:
+    for text, evidence in hostile_records:
         ids = builder.ids(evidence)
         assert (ids.count(1), ids.count(2)) == turns, text
         assert not leaks(data_of(evidence)), text

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from models.explain.engine_options import Dtype, engine_dtype
 from models.explain.evidence import EMPTY
 from models.explain.generator import GeneratorError, ReasonRequest
-from models.explain.vllm_generator import Dtype, VllmGenerator, engine_dtype
+from models.explain.vllm_generator import VllmGenerator
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """Benchmark `explain`: are reasons true, varied and written by the model, and what does writing them cost.
 
 Parts, each of which may run alone: `quality` (real users, cold cache, every sentence held against the raw event log by
-a second checker), `share` (open loop at a share of what the engine can write), `engine` (grammar against free
-generation, our path against bare vLLM, first reason against the bare engine's first), `live` (a running deployment:
-warm lists, and lists beside reasons). Raw samples are kept, so that `bench verify` recomputes every figure.
+a second checker), `reading` (ease of reading beside templates and free text; reference facts covered), `share` (open
+loop at a share of what the engine can write), `engine` (grammar against free generation, our path against bare vLLM,
+first reason against the bare engine's first), `live` (a running deployment: warm lists, and lists beside reasons). Raw
+samples are kept, so that `bench verify` recomputes every figure.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import gc
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -21,12 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from cluster.config import Settings
 from cluster.reason_records import UserRecord, latest_release, most_active, records_of
 from cluster.workspace import Workspace
-from loadtests import stats
+from loadtests.bench import explain_measures as _measures  # noqa: F401 - registered for `verify`
 from loadtests.bench.harness import BenchContext
-from loadtests.bench.measures import measure
 from loadtests.bench.second_checker import SecondChecker
 from loadtests.bench.targets import Aim
-from loadtests.stats import Estimate
 from models.explain.cache import ReasonCache
 from models.explain.engine_options import engine_options
 from models.explain.evidence import Evidence
@@ -36,7 +35,7 @@ from models.explain.reason_cache import TieredReasons
 from models.explain.template import template_reason
 from models.explain.vllm_generator import VllmGenerator
 
-Part = Literal["quality", "share", "engine", "live"]
+PARTS = ("quality", "reading", "share", "engine", "live")
 _CALIBRATION = 40
 K = 10
 
@@ -46,10 +45,14 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    parts: str = "quality,share,engine,live"
+    parts: str = ",".join(PARTS)
     """Which parts to run; `live` needs `raycommend up` with the same state folder."""
     reasons: int = Field(2000, ge=K)
     """Reasons of the part `quality`, ten a user."""
+    read_texts: int = Field(100, ge=K)
+    """Records of the part `reading`, and as many rows of the reference explanations."""
+    reference: Path = Path("../shared/data/xrec-explanations")
+    """Folder of reference explanations (`*_tst.jsonl`); without it nothing is said about them."""
     share_lists: int = Field(20, ge=3)
     """Lists of ten that the part `share` sends."""
     load: float = Field(0.3, gt=0, le=1)
@@ -67,35 +70,10 @@ class Options(BaseModel):
     @field_validator("parts")
     @classmethod
     def _known(cls, value: str) -> str:
-        wrong = set(value.split(",")) - {"quality", "share", "engine", "live"}
+        wrong = set(value.split(",")) - set(PARTS)
         if wrong:
             raise ValueError(f"no such part: {', '.join(sorted(wrong))}")
         return value
-
-
-@measure
-def column_share(path: Path, *, column: str, equals: str, among: str = "") -> Estimate:
-    """Share of rows whose `column` is `equals`; with `among` only of rows whose `source` is that."""
-    table = _read(path)
-    values, sources = np.array(table[column]), np.array(table["source"])
-    kept = values if not among else values[sources == among]
-    return stats.mean((kept == equals).astype(np.float64))
-
-
-@measure
-def distinct_share(path: Path, *, column: str, over: str = "") -> Estimate:
-    """Distinct texts over all texts of `column`; with `over` minus the same of that column."""
-    table = _read(path)
-    mine, theirs = table[column], table[over] if over else []
-    value = len(set(mine)) / len(mine) - (len(set(theirs)) / len(theirs) if theirs else 0.0)
-    return Estimate(value, len(mine), (None, None))
-
-
-def _read(path: Path) -> dict[str, list[str]]:
-    import pyarrow.parquet as pq
-
-    found: dict[str, list[str]] = pq.read_table(path).to_pydict()
-    return found
 
 
 def bench(context: BenchContext) -> None:
@@ -116,7 +94,13 @@ def _in_process(context: BenchContext, options: Options, settings: Settings, par
     bundle, dataset = latest_release(settings)
     ids = most_active(dataset.events, 1 << 30)
     order = np.random.default_rng(options.seed).permutation(len(ids))
-    wanted = (options.reasons if "quality" in parts else 0) // K + options.share_lists + _CALIBRATION // K + 40
+    wanted = (
+        (options.reasons if "quality" in parts else 0) // K
+        + options.share_lists
+        + _CALIBRATION // K
+        + options.read_texts // K
+        + 40
+    )
     users = [ids[at] for at in order[:wanted]]
     context.tell(f"finding what may be said about the lists of {len(users)} users")
     records = list(records_of(settings, bundle, dataset.events, users, k=K))
@@ -126,8 +110,13 @@ def _in_process(context: BenchContext, options: Options, settings: Settings, par
         runner.run(generator.start())
         try:
             capacity = None
+            checker = SecondChecker(dataset.items, dataset.events, embeddings=np.asarray(bundle.embeddings))
+            if "reading" in parts:
+                from loadtests.bench.explain_text import reading, reference
+
+                reading(context, runner, generator, checker, records[: options.read_texts])
+                reference(context, runner, generator, options.reference, rows=options.read_texts, seed=options.seed)
             if "quality" in parts:
-                checker = SecondChecker(dataset.items, dataset.events, embeddings=np.asarray(bundle.embeddings))
                 quality = lists[: options.reasons // K]
                 lists = lists[options.reasons // K :]
                 capacity = _quality(context, runner, generator, checker, quality)

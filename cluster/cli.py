@@ -218,6 +218,9 @@ def evaluate(
     seeds: Annotated[int, typer.Option(help="Tie-breaking seeds.", min=1, max=5)] = 5,
     ablate: Annotated[bool, typer.Option(help="Source by source, and weights by state against one.")] = False,
     validation: Annotated[bool, typer.Option(help="Ask for the events before the test events.")] = False,
+    summaries: Annotated[
+        Path | None, typer.Option(help="Also with the interests of this file (explain --summaries --before-test).")
+    ] = None,
     env: Annotated[str | None, typer.Option("--env", help="As elsewhere; by default what suits the data set.")] = None,
     set_: Set = None,
     json: Json = False,
@@ -227,6 +230,7 @@ def evaluate(
 
     with _operating(env or _SUITED.get(dataset, "local"), set_) as settings:
         options = {"dataset": dataset, "seeds": seeds, "ablate": ablate, "validation": validation}
+        options |= {"summaries": str(summaries.resolve())} if summaries is not None else {}
         tree = settings.model_dump(mode="json")
         raise typer.Exit(run_bench("quality", state=settings.state, json=json, options=options, settings=tree))
 
@@ -234,17 +238,25 @@ def evaluate(
 @app.command()
 def explain(
     warm: Annotated[bool, typer.Option("--warm", help="Fill the reason cache of the running deployment.")] = False,
+    summaries: Annotated[
+        Path | None, typer.Option(help="Write what users are interested in, in words, to this Parquet file.")
+    ] = None,
+    before_test: Annotated[
+        bool, typer.Option("--before-test", help="Summaries of what `evaluate` lets a method know.")
+    ] = False,
     users: Annotated[int, typer.Option(help="How many of the most active users.", min=1)] = 100,
-    most: Annotated[int, typer.Option(help="At most this many reasons.", min=1, max=100_000)] = 1000,
+    most: Annotated[int, typer.Option(help="--warm: at most this many reasons.", min=1, max=100_000)] = 1000,
     env: Env = "local",
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Write the reasons that are likely to be asked for before anybody asks (--warm)."""
+    """Write reasons that are likely to be asked for (--warm), or summaries of users' interests (--summaries FILE)."""
     from cluster.explain import explain as explain_ahead
 
     with _operating(env, set_, json=json) as settings:
-        report = explain_ahead(settings, warm=warm, users=users, most=most, say=say)
+        report = explain_ahead(
+            settings, warm=warm, summaries=summaries, before_test=before_test, users=users, most=most, say=say
+        )
         if json:
             result({"ok": True, **report})
 

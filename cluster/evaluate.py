@@ -11,7 +11,7 @@ import asyncio
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cluster.config import Settings
+from cluster.errors import OperatorError
+from cluster.interests import summaries_before_test, summary_vectors
 from cluster.prepare import import_dataset
 from cluster.workspace import Workspace
 from models.bundle import EMBEDDINGS_FILE, ReleaseBundle, bundle_in_memory
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 DATASETS = {"ml-100k": "movielens-100k"}
 """Names of the evaluation that differ from the importer's."""
 MERGED, FUSED = "merged retrieval", "fused ranking"
+SUMMARISED = "with interests"
 NEXT_ITEM, NEW, REPEAT, COLD = "next item", "new", "repeat", "cold"
 """The questions: the next item; or of the next basket what is new to the user, or all of it, or a new user's first."""
 _PATIENCE_MS = 60_000
@@ -68,11 +71,22 @@ class Evaluation:
 
 
 def evaluate_dataset(
-    settings: Settings, name: str, *, seeds: int, ablate: bool, validation: bool = False, tell: Tell
+    settings: Settings,
+    name: str,
+    *,
+    seeds: int,
+    ablate: bool,
+    validation: bool = False,
+    summaries: Path | None = None,
+    tell: Tell,
 ) -> Evaluation:
     """Return every method's figures by question, on a data set that is imported and embedded first where needed.
 
     With `validation` the test events are dropped, and the events before them are asked for: what decisions go by.
+    With `summaries`, a file of `explain --summaries --before-test`, merged retrieval is also asked with the vector of
+    the user's interests in words, with the first tie seed alone: for others the file would hold what is asked for.
+
+    Raises OperatorError for summaries where they would tell what is asked for (validation events, or next baskets).
     """
     workspace = Workspace(settings)
     name = DATASETS.get(name, name)
@@ -81,15 +95,21 @@ def evaluate_dataset(
     dataset = workspace.dataset(name)
     catalog, embeddings = _embedded(settings, workspace, dataset)
     repeats = not settings.serve.pipeline.exclude_seen
+    words: Mapping[str, np.ndarray] = {}
+    if summaries is not None:
+        if validation or repeats:
+            raise OperatorError("summaries know all but each user's last events: ask neither --validation nor a shop")
+        texts = summaries_before_test(summaries, dataset=name)
+        words, seeds = summary_vectors(texts, workspace.encoder().encode), 1
     splits: Mapping[str, Splits]
     if repeats:
         splits = {question: partial(_same, split) for question, split in _baskets(dataset.events, validation).items()}
     else:
-        splits = {NEXT_ITEM: lru_cache(partial(_leave_last, dataset.events, validation))}
+        splits = {NEXT_ITEM: lru_cache(partial(_leave_last, dataset.events, validation, words))}
     driver = _Driver(settings, catalog, embeddings, tell)
     try:
         yardsticks = shop_baselines(catalog) if repeats else baselines(catalog)
-        methods = {**yardsticks, **driver.methods(ablate=ablate)}
+        methods = {**yardsticks, **driver.methods(ablate=ablate, summarised=bool(words))}
         if repeats:
             # One training log serves all questions, so each method is fitted once.
             methods = {name: once(build) for name, build in methods.items()}
@@ -123,8 +143,15 @@ def _embedded(settings: Settings, workspace: Workspace, dataset: Dataset) -> tup
     return catalog, np.load(file, allow_pickle=False)
 
 
-def _leave_last(events: EventLog, validation: bool, seed: int) -> Split:
-    return leave_last(validation_log(events, tie_seed=seed) if validation else events, tie_seed=seed)
+def _leave_last(events: EventLog, validation: bool, words: Mapping[str, np.ndarray], seed: int) -> Split:
+    split = leave_last(validation_log(events, tie_seed=seed) if validation else events, tie_seed=seed)
+    if not words:
+        return split
+    cases = [
+        replace(case, user=replace(case.user, intent=words.get(case.user_id), intent_ms=case.now_ms))
+        for case in split.cases
+    ]
+    return Split(split.train, cases)
 
 
 def _same(split: Split, seed: int) -> Split:
@@ -173,13 +200,21 @@ class _Driver:
             update={stage: patient for stage in ("features", "query", "retrieve", "rank")}
         )
 
-    def methods(self, *, ablate: bool) -> dict[str, Build]:
-        """Return merged retrieval and, where one is trained, fused ranking; with `ablate` variants of sources too."""
+    def methods(self, *, ablate: bool, summarised: bool = False) -> dict[str, Build]:
+        """Return merged retrieval and, where one is trained, fused ranking.
+
+        With `ablate` variants of sources too, with `summarised` merged retrieval that hears interests in words, whole
+        and at a third of their weight.
+        """
         found: dict[str, Build] = {}
         if ablate:
             changed = variants(self._settings.models.retrieval, repeats=not self._pipeline_settings.exclude_seen)
             found = {name: self._build(retrieval) for name, retrieval in changed.items()}
         found[MERGED] = self._build(self._settings.models.retrieval)
+        if summarised:
+            for share in (1.0, 0.3):
+                name = f"{SUMMARISED} x {share:g}"
+                found[name] = self._build(self._settings.models.retrieval, heard=share)
         if self._settings.pipelines.train_ranker:
             found[FUSED] = self._build(self._settings.models.retrieval, ranked=True)
         return found
@@ -194,14 +229,14 @@ class _Driver:
         self._pool.shutdown()
         self._loop.close()
 
-    def _build(self, retrieval: RetrievalSettings, *, ranked: bool = False) -> Build:
+    def _build(self, retrieval: RetrievalSettings, *, ranked: bool = False, heard: float = 0.0) -> Build:
         def build(train: EventLog) -> Recommend:
             behaviour, statistics = self._fitted(train)
             ranker = self._train(train, statistics) if ranked else None
             bundle = bundle_in_memory(
                 self._catalog, self._embeddings, behaviour, statistics, settings=retrieval, ranker=ranker
             )
-            return self._recommend(bundle)
+            return self._recommend(bundle, heard)
 
         return build
 
@@ -239,8 +274,8 @@ class _Driver:
             self._tell(f"ranker: {metrics}")
             return load_ranker(Path(folder), self._catalog, self._embeddings, statistics)  # type: ignore[arg-type]
 
-    def _recommend(self, bundle: ReleaseBundle) -> Recommend:
-        given = _GivenFeatures()
+    def _recommend(self, bundle: ReleaseBundle, heard: float) -> Recommend:
+        given = _GivenFeatures(heard)
 
         def bundle_of(tenant: str, release_id: str) -> ReleaseBundle:
             return bundle
@@ -268,12 +303,18 @@ class _Driver:
 
 
 class _GivenFeatures:
-    """A `FeatureFetcher` that returns the user of the case at hand, with as many events as a store would hold."""
+    """A `FeatureFetcher` that returns the user of the case at hand, with as many events as a store would hold.
 
-    user: UserFeatures = ANONYMOUS
+    What the case says of interests in words is shortened to `heard` of its length; 0 leaves it out.
+    """
+
+    def __init__(self, heard: float) -> None:
+        self.user, self._heard = ANONYMOUS, np.float32(heard)
 
     async def fetch(self, call: StageCall, user_id: str | None, session_id: str | None) -> UserFeatures:
-        return self.user.take(np.arange(len(self.user))[-RECENT_EVENTS:])
+        user = self.user.take(np.arange(len(self.user))[-RECENT_EVENTS:])
+        intent = user.intent if self._heard and user.intent is not None else None
+        return replace(user, intent=None if intent is None else intent * self._heard)
 
 
 __all__ = [
@@ -285,6 +326,7 @@ __all__ = [
     "NEW",
     "NEXT_ITEM",
     "REPEAT",
+    "SUMMARISED",
     "Evaluation",
     "evaluate_dataset",
 ]

@@ -1,7 +1,8 @@
-"""`raycommend explain --warm`: reasons for the lists that are likely to be asked for, written before anybody asks.
+"""`raycommend explain`: what the language model writes before anybody asks.
 
-The most active users' current lists give the evidence; what comes up most often is written first. Bounded by the
-number of users and of reasons. Needs a running deployment, whose Ray and cache store it uses.
+With `--warm` reasons: the most active users' current lists give the evidence, what comes up most often is written
+first, bounded by the number of users and of reasons. It needs a running deployment, whose Ray and cache store it uses.
+With `--summaries` see `cluster.interests`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from cluster.config import Settings
 from cluster.console import bars
 from cluster.errors import OperatorError
+from cluster.interests import write_summaries
 from cluster.ray_job import job_ray
 from cluster.reason_records import latest_release, most_active, records_of
 from cluster.stack import running
@@ -28,12 +31,28 @@ from serve.deployments.replica import CACHE_URL
 Say = Callable[[str], None]
 
 
-def explain(settings: Settings, *, warm: bool, users: int, most: int, say: Say = lambda _: None) -> dict[str, Any]:
-    """Do what the command was asked for and say what came of it; `warm` is the one thing there is. See `warm_cache`."""
-    if not warm:
-        raise OperatorError("raycommend explain needs --warm: it fills the reason cache ahead of time")
-    report = warm_cache(settings, users=users, most=most, say=say)
-    say(", ".join(f"{count} by {source}" for source, count in report["reasons"].items()) or "nothing to write")
+def explain(
+    settings: Settings,
+    *,
+    warm: bool,
+    users: int,
+    most: int,
+    summaries: Path | None = None,
+    before_test: bool = False,
+    say: Say = lambda _: None,
+) -> dict[str, Any]:
+    """Do what the command was asked for, one of the two, and say what came of it."""
+    if warm == (summaries is not None):
+        raise OperatorError(
+            "raycommend explain needs --warm (fill the reason cache) or --summaries FILE (users' interests in words)"
+        )
+    if summaries is not None:
+        report = write_summaries(settings, summaries.resolve(), users=users, before_test=before_test, say=say)
+        counts = report["summaries"]
+    else:
+        report = warm_cache(settings, users=users, most=most, say=say)
+        counts = report["reasons"]
+    say(", ".join(f"{count} by {source}" for source, count in counts.items()) or "nothing to write")
     return report
 
 

@@ -75,7 +75,7 @@ def records_of(
 
     A user's features are those of the imported events. Raises OperatorError when a list was degraded.
     """
-    features = _features(events, user_ids)
+    features = features_of(events, user_ids)
     fetcher = _LogFeatures(features)
     patient = StageBudget(budget_ms=_PATIENCE_MS)
     stages = {stage: patient for stage in ("features", "query", "retrieve", "rank")}
@@ -102,7 +102,8 @@ def records_of(
             done(at + 1, len(user_ids))
 
 
-def _features(events: EventLog, user_ids: list[str]) -> dict[str, UserFeatures]:
+def features_of(events: EventLog, user_ids: list[str]) -> dict[str, UserFeatures]:
+    """Return the features of these users as the online store would give them after the imported events."""
     wanted = set(user_ids)
     rows: dict[str, list[int]] = {user: [] for user in wanted}
     for at, user in enumerate(events.user_ids.tolist()):

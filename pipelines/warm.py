@@ -11,7 +11,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from models.explain.evidence_json import evidence_from_json
@@ -20,6 +19,7 @@ from models.explain.generator import Generator
 from models.explain.reason_cache import TieredReasons
 from models.settings import GeneratorSettings
 from models.store.cache_store import CacheStore, RedisCache
+from pipelines.interests import vllm_generator
 
 _PATIENCE_S = 600.0
 BATCH = 20
@@ -48,7 +48,7 @@ class WarmReasons:
         """Start the engine; takes up to a minute on a CPU."""
         self._options = options
         self._runner = asyncio.Runner()
-        make = options.make_generator or _vllm
+        make = options.make_generator or vllm_generator
         self._generator = make(options.folder, options.generator)
         self._cache: CacheStore = RedisCache(os.environ[options.cache_variable], timeout_s=2.0)
         reasons = TieredReasons(self._generator.model, shared=self._cache, ttl_s=options.ttl_s)
@@ -87,10 +87,3 @@ def warm(records: Sequence[str], options: WarmOptions, *, num_cpus: float = 0.5)
     for batch in done.iter_batches(batch_size=BATCH, prefetch_batches=0):
         counts.update(str(source) for source in batch["source"])
         yield dict(counts)
-
-
-def _vllm(folder: str, settings: GeneratorSettings) -> Generator:
-    from models.explain.engine_options import engine_options
-    from models.explain.vllm_generator import VllmGenerator
-
-    return VllmGenerator(Path(folder), engine_options(settings))

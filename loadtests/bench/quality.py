@@ -14,7 +14,17 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.config import Settings
-from cluster.evaluate import BEST_BASELINE, COLD, FUSED, MERGED, NEW, NEXT_ITEM, REPEAT, evaluate_dataset
+from cluster.evaluate import (
+    BEST_BASELINE,
+    COLD,
+    FUSED,
+    MERGED,
+    NEW,
+    NEXT_ITEM,
+    REPEAT,
+    SUMMARISED,
+    evaluate_dataset,
+)
 from loadtests import stats
 from loadtests.bench.harness import BenchContext
 from loadtests.bench.measures import measure
@@ -38,6 +48,8 @@ class Options(BaseModel):
     """Also every retrieval source alone, the merged list without each, and weights by the user's state against one."""
     validation: bool = False
     """Drop the test events and ask for those before them: what weights are decided by. States no aims."""
+    summaries: Path | None = None
+    """Also merged retrieval with users' interests in words, from a file of `explain --summaries --before-test`."""
 
 
 @measure
@@ -59,6 +71,7 @@ def bench(context: BenchContext) -> None:
         seeds=options.seeds,
         ablate=options.ablate,
         validation=options.validation,
+        summaries=options.summaries,
         tell=context.tell,
     )
     for question, report in [*found.questions.items(), *found.states.items()]:
@@ -69,10 +82,22 @@ def bench(context: BenchContext) -> None:
         _next_item(context, found.questions[NEXT_ITEM])
     else:
         _baskets(context, found.questions)
+    if options.summaries is not None:
+        _summarised(context, found.questions)
     if options.ablate:
         asked = {question: report for question, report in found.questions.items() if report.users}
         context.facts["ablation"] = {question: _sources(report) for question, report in asked.items()}
         context.facts["by_state"] = {state: _state(context, state, report) for state, report in found.states.items()}
+
+
+def _summarised(context: BenchContext, reports: Mapping[str, Report]) -> None:
+    """State what interests in words bring over merged retrieval without them; reported, not aimed at."""
+    for question, report in reports.items():
+        for name in report.methods:
+            if name.startswith(SUMMARISED):
+                label = f"{_name(question)}_{_name(name)}"
+                file = context.save_array(label, report.per_user(name) - report.per_user(MERGED))
+                context.target(f"{label}_gain", "advantage", file)
 
 
 def _validated(context: BenchContext, reports: Mapping[str, Report]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from models.explain.evidence import Evidence
+from models.explain.interests import Interests, template_summary
 
 
 class GeneratorError(Exception):
@@ -39,7 +40,7 @@ def model_of(folder: Path, grammar: str = "closed") -> str:
 
 
 class Generator(Protocol):
-    """Writes one sentence from one evidence record."""
+    """Writes one sentence from one evidence record, or two about one user's interests."""
 
     @property
     def model(self) -> str:
@@ -52,6 +53,10 @@ class Generator(Protocol):
 
     async def generate(self, request: ReasonRequest) -> str:
         """Return the sentence. Cancelling the awaiting task frees the engine's slot. Raises GeneratorError."""
+        ...
+
+    async def summarise(self, interests: Interests, *, tenant: str = "main") -> str:
+        """Return what a user is interested in. Raises GeneratorError, also when nothing is known of the user."""
         ...
 
     async def healthy(self) -> bool:
@@ -105,6 +110,11 @@ class ScriptedGenerator:
             raise
         finally:
             self.running -= 1
+
+    async def summarise(self, interests: Interests, *, tenant: str = "main") -> str:
+        """See `Generator.summarise`: the template."""
+        await asyncio.sleep(0)
+        return template_summary(interests)
 
     async def healthy(self) -> bool:
         """See `Generator.healthy`."""

@@ -21,6 +21,7 @@ from models.explain.engine_options import EngineOptions, engine_arguments, engin
 from models.explain.evidence import EMPTY
 from models.explain.generator import GeneratorBusy, GeneratorError, ReasonRequest, model_of
 from models.explain.grammar import reason_grammar
+from models.explain.interests import Interests, summary_grammar
 from models.explain.open_grammar import open_grammar
 from models.explain.prompt import PromptBuilder
 from models.explain.reaper import MARK, Reaper
@@ -117,6 +118,18 @@ class VllmGenerator:
             priority=request.priority,
             salt=request.tenant,
         )
+
+    async def summarise(self, interests: Interests, *, tenant: str = "main") -> str:
+        """See `Generator.summarise`."""
+        if self._prompts is None:
+            raise GeneratorError("the generator has not been started")
+        if self._in_flight >= self._options.max_queued:
+            raise GeneratorBusy(f"{self._in_flight} requests are in flight")
+        try:
+            grammar = summary_grammar(interests)
+        except ValueError as error:
+            raise GeneratorError(str(error)) from error
+        return await self.complete(self._prompts.interest_ids(interests), grammar=grammar, salt=tenant)
 
     async def complete(
         self, prompt: list[int], *, grammar: str | None, priority: int = 0, salt: str = "main", max_tokens: int = 0

@@ -6,6 +6,7 @@ The facts come from the imported events of the latest release's data set, or wit
 
 from __future__ import annotations
 
+import asyncio
 import os
 import uuid
 from collections import Counter
@@ -20,14 +21,19 @@ from cluster.console import bars
 from cluster.errors import OperatorError
 from cluster.ray_job import job_ray
 from cluster.reason_records import features_of, latest_release, most_active
+from cluster.stack import running
 from cluster.workspace import Workspace
 from models.catalog import ItemCatalog
 from models.events import EventLog
 from models.explain.interests import Interests, genre_shares, interests_of
 from models.explain.positives import positives_of
+from models.explain.summary_book import SummaryBook
+from models.store.cache_store import RedisCache
 from pipelines.embedding.runners import quiet_ray_data
 from pipelines.evaluation.protocol import drop_last
 from pipelines.interests import Summary, SummaryOptions, summaries
+from serve.auth import DEFAULT_TENANT
+from serve.deployments.replica import CACHE_URL
 
 HELD_OUT = 3
 """Events per user that the evaluation asks for."""
@@ -39,6 +45,7 @@ def write_summaries(
 ) -> dict[str, Any]:
     """Write the summaries of the `users` most active users to `out` (columns user, summary, source); return counts.
 
+    They are also kept in the cache store of a running deployment that reads them, for `summaries_ttl_s`.
     Raises OperatorError without a release. Effect: `out` appears whole or not at all.
     """
     bundle, dataset = latest_release(settings)
@@ -53,7 +60,31 @@ def write_summaries(
             rows += batch
             progress("summaries", len(rows), len(facts))
     save_summaries(out, rows, dataset=dataset.name, before_test=before_test)
-    return {"users": len(rows), "summaries": dict(Counter(source for _, _, source in rows)), "before_test": before_test}
+    kept = 0 if before_test else asyncio.run(_kept(settings, rows))
+    if kept:
+        say(f"{kept} kept for the running deployment")
+    return {
+        "users": len(rows),
+        "summaries": dict(Counter(source for _, _, source in rows)),
+        "before_test": before_test,
+        "kept": kept,
+    }
+
+
+async def _kept(settings: Settings, rows: Sequence[Summary]) -> int:
+    """Put the summaries where the running deployment reads them; returns how many, 0 where it does not."""
+    ttl_s = settings.serve.reason_cache.summaries_ttl_s
+    os.environ.update(Workspace(settings).secrets())
+    if ttl_s <= 0 or CACHE_URL not in os.environ or not running(settings):
+        return 0
+    store = RedisCache(os.environ[CACHE_URL], timeout_s=2.0)
+    book, wanted = SummaryBook(store, ttl_s=ttl_s), [(user, text) for user, text, _ in rows if text]
+    try:
+        for user, text in wanted:
+            await book.keep(DEFAULT_TENANT, user, text)
+    finally:
+        await store.close()
+    return len(wanted)
 
 
 def facts_of(events: EventLog, catalog: ItemCatalog, user_ids: list[str]) -> dict[str, Interests]:

@@ -31,6 +31,7 @@ class UserFeatures:
     hashes of every item the user took or hid. `known` is False for a user without any stored event.
     `stale` is True when the store could not be read and this is a substitute. `intent` is the vector of the newest
     search, float32[dimension of the encoder then], made at `intent_ms`; who only searched is not `known` for that.
+    `summary` says in words what the user is interested in, or is "" where nobody wrote that lately.
     """
 
     item_ids: tuple[str, ...] = ()
@@ -42,6 +43,7 @@ class UserFeatures:
     stale: bool = False
     intent: npt.NDArray[np.float32] | None = None
     intent_ms: int = 0
+    summary: str = ""
 
     def __len__(self) -> int:
         return len(self.item_ids)

@@ -88,6 +88,8 @@ class ReasonCacheSettings(_Section):
     """How long a written reason may be shown again."""
     local_entries: int = Field(20_000, ge=0)
     """Reasons that one process keeps."""
+    summaries_ttl_s: float = Field(0.0, ge=0)
+    """How long users' interests in words (`explain --summaries`) are part of their profile text; 0 leaves them out."""
     decision_ttl_s: float = Field(900.0, gt=0)
     """How long the reasons of an explained list can be asked for by decision id."""
     timeout_ms: float = Field(20.0, gt=0)

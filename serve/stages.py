@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from models.encoder import Encoder
 from models.events import Event, session_owner
 from models.explain.clean import clean_text
 from models.explain.explainer import Reason, ReasonWriter
+from models.explain.summary_book import SummaryBook
 from models.features import UserFeatures
 from models.retrieval.query import RetrievalQuery
 from models.store.port import EventStatus, OnlineStore, StoreError, StoreTimeout
@@ -42,13 +44,22 @@ async def _computed(executor: Executor, function: Callable[..., Any], *args: Any
 
 
 class StoreFeatureFetcher:
-    """Reads features from the online store."""
+    """Reads features from the online store, and beside them the user's interests in words where they are kept."""
 
-    def __init__(self, store: OnlineStore) -> None:
+    def __init__(self, store: OnlineStore, summaries: SummaryBook | None = None) -> None:
         self._store = store
+        self._summaries = summaries
 
     async def fetch(self, call: StageCall, user_id: str | None, session_id: str | None) -> UserFeatures:
         """See `FeatureFetcher.fetch`."""
+        if self._summaries is None or user_id is None:
+            return await self._features(call, user_id, session_id)
+        features, summary = await asyncio.gather(
+            self._features(call, user_id, session_id), self._summaries.read(call.tenant, user_id)
+        )
+        return replace(features, summary=summary) if summary else features
+
+    async def _features(self, call: StageCall, user_id: str | None, session_id: str | None) -> UserFeatures:
         try:
             session = None if session_id is None else session_owner(session_id)
             return await self._store.fetch(call.tenant, user_id, session, timeout_s=call.remaining_ms / 1000.0)

@@ -6,10 +6,12 @@ Ids come in bodies and go nowhere else. Knows nothing of Ray, the web framework 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from models.catalog import ItemCatalog
 from models.events import EventType
+from models.explain.summary_book import SummaryBook
 from models.features import UserFeatures
 from models.rankers.profile_text import profile_text
 from models.retrieval.query import RetrievalQuery
@@ -21,8 +23,10 @@ from serve.schemas import LinkRequest, ProfileRequest
 class UserService:
     """Answers requests about one user. One per ingress replica; safe for concurrent use on its event loop."""
 
-    def __init__(self, profiles: Profiles, releases: ReleaseHolder) -> None:
+    def __init__(self, profiles: Profiles, releases: ReleaseHolder, summaries: SummaryBook | None = None) -> None:
+        """`summaries`: where users' interests in words are kept, if they are."""
         self._profiles = profiles
+        self._summaries = summaries
         self._releases = releases
 
     async def link(self, wanted: LinkRequest, *, tenant: str, request_id: str) -> dict[str, Any]:
@@ -39,6 +43,8 @@ class UserService:
         release = self._releases.current(tenant)
         catalog = self._releases.bundle(tenant, release).catalog
         user = await self._profiles.read(tenant, wanted.user_id, wanted.session_id)
+        if self._summaries is not None and wanted.user_id is not None:
+            user = replace(user, summary=await self._summaries.read(tenant, wanted.user_id))
         now_ms = time.time_ns() // 1_000_000
         query = RetrievalQuery(n=0, now_ms=now_ms, user=user)
         return {

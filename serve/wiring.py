@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.explain.summary_book import SummaryBook
 from models.store.port import OnlineStore
 from serve.clients import ExplainerClient, FeatureFetcherClient, QueryEncoderClient, RankerClient, RetrieverClient
 from serve.ports import Explainer, FeatureFetcher, QueryEncoder, Ranker, Retriever
@@ -43,7 +44,9 @@ class Stages:
     consumer: Any = None
     """Nobody calls it: bound here, it is part of the application."""
 
-    def ports(self, bundle_of: BundleOf, store: OnlineStore, executor: Executor) -> Ports:
+    def ports(
+        self, bundle_of: BundleOf, store: OnlineStore, executor: Executor, summaries: SummaryBook | None = None
+    ) -> Ports:
         """Return the ports for this replica; inline stages share its store, releases and executor."""
         settings = self.settings
 
@@ -51,7 +54,7 @@ class Stages:
             return {"min_replicas": of.min_replicas, "max_waiting": of.max_queued_requests}
 
         return Ports(
-            fetcher=StoreFeatureFetcher(store)
+            fetcher=StoreFeatureFetcher(store, summaries)
             if self.features is None
             else FeatureFetcherClient(self.features, **bounds(settings.features)),
             encoder=self._inline_encoder(executor)

@@ -1,4 +1,4 @@
-"""The user's side of a text pair: recent titles in plain words, newest first. No ids, no times, nothing else.
+"""The user's side of a text pair: interests and recent titles in plain words, newest first. No ids, no times.
 
 The same function makes training pairs and serves, so that a text ranker reads what it was trained on.
 Knows nothing of tokenisers. Called by the text ranker and its training.
@@ -23,7 +23,8 @@ _REFUSED = (EventType.dislike, EventType.hide)
 def profile_text(query: RetrievalQuery, catalog: ItemCatalog, *, titles: int = PROFILE_TITLES) -> str:
     """Return the recent past in words, for example `Liked: Alien; Blade Runner.`; "" for a user without any.
 
-    A rating below the user's own mean counts as not liked. Every item is named once, by its newest event.
+    What was written of the user's interests before comes first. A rating below the user's own mean counts as not liked.
+    Every item is named once, by its newest event.
     """
     history = recent_history(query, catalog)
     refused = np.isin(history.types, [int(t) for t in _REFUSED])
@@ -36,7 +37,8 @@ def profile_text(query: RetrievalQuery, catalog: ItemCatalog, *, titles: int = P
         row = int(history.rows[at])
         if row not in liked and row not in disliked:
             (disliked if refused[at] else liked)[row] = None
-    parts = [_sentence("Liked", list(liked)[:titles], catalog)]
+    summary = query.user.summary if query.personal else ""
+    parts = [summary, _sentence("Liked", list(liked)[:titles], catalog)]
     parts.append(_sentence("Did not like", list(disliked)[: titles // 4], catalog))
     return " ".join(p for p in parts if p)
 

@@ -23,6 +23,7 @@ from serve.deployments.replica import (
     open_items,
     open_reasons,
     open_store,
+    open_summaries,
     signing_key,
     warm_edge,
 )
@@ -93,11 +94,12 @@ class IngressDeployment:
         self._releases: ReleaseHolder = await follow_releases(config, self._store, warm_edge)
         self._live = await follow_statistics(config, self._releases)
         pool = executor(settings.ingress.threads, "ingress")
-        ports = stages.ports(self._releases.bundle, self._store, pool)
+        self._cache = open_cache(config)
+        summaries = open_summaries(config, self._cache)
+        ports = stages.ports(self._releases.bundle, self._store, pool, summaries)
         signer = Signer(signing_key())
         self._records = ServedRecords(Path(config.records_folder), dropped=self._metrics.record_dropped)
         self._records.start()
-        self._cache = open_cache(config)
         reasons = open_reasons(config, self._cache, observe=self._metrics.reason_cache)
         decisions = open_decisions(config, self._cache)
         self._pipeline = RecommendationPipeline(
@@ -133,7 +135,7 @@ class IngressDeployment:
                 executor=pool,
             ),
             items=ItemService(open_items(config), ports.encoder, self._releases),
-            users=UserService(StoreProfiles(self._store), self._releases),
+            users=UserService(StoreProfiles(self._store), self._releases, summaries),
             later=LaterReasons(ports.explainer, decisions, reasons, self._metrics, settings),
             ready=Readiness(
                 self._store, self._releases, ports.explainer, tenants=api_keys().tenants, live=self._live

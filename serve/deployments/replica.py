@@ -14,6 +14,7 @@ from models.bundle import ReleaseBundle
 from models.explain.cache import ReasonCache
 from models.explain.decisions import DecisionBook
 from models.explain.reason_cache import TieredReasons
+from models.explain.summary_book import SummaryBook
 from models.items.log import ItemLog
 from models.retrieval.settings import RetrievalSettings
 from models.store.cache_store import CacheStore, RedisCache
@@ -84,6 +85,12 @@ def open_reasons(
     of = config.settings.reason_cache
     local = ReasonCache(size=of.local_entries, ttl_s=of.ttl_s)
     return TieredReasons(config.reason_model, local=local, shared=shared, ttl_s=of.ttl_s, observe=observe)
+
+
+def open_summaries(config: ReplicaConfig, shared: CacheStore | None) -> SummaryBook | None:
+    """Return where users' interests in words are kept; None without a cache store or where settings leave them out."""
+    ttl_s = config.settings.reason_cache.summaries_ttl_s
+    return SummaryBook(shared, ttl_s=ttl_s) if shared is not None and ttl_s > 0 else None
 
 
 def open_decisions(config: ReplicaConfig, shared: CacheStore | None) -> DecisionBook | None:

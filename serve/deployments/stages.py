@@ -18,7 +18,9 @@ from serve.deployments.replica import (
     executor,
     follow_releases,
     follow_statistics,
+    open_cache,
     open_store,
+    open_summaries,
     warm_ranking,
     warm_retrieval,
 )
@@ -36,7 +38,7 @@ class FeatureFetcherDeployment:
 
     def __init__(self, config: ReplicaConfig) -> None:
         check_packages(config)
-        self._fetcher = StoreFeatureFetcher(open_store(config))
+        self._fetcher = StoreFeatureFetcher(open_store(config), open_summaries(config, open_cache(config)))
         self._name = replica_name()
 
     async def fetch_many(self, members: list[BatchMember]) -> BatchReply:

@@ -22,3 +22,10 @@ def test_a_user_without_history_has_an_empty_profile(catalog, make_query):
 
 def test_seed_items_are_in_the_profile(catalog, make_query):
     assert profile_text(make_query((), seed_items=("i3",)), catalog) == "Liked: film 3 western."
+
+
+def test_interests_in_words_come_first_and_only_where_the_user_may_be_known(make_query, catalog) -> None:
+    query = make_query(("i3",))
+    words = replace(query, user=replace(query.user, summary="You seek western titles."))
+    assert profile_text(words, catalog) == f"You seek western titles. {profile_text(query, catalog)}"
+    assert profile_text(replace(words, personal=False), catalog) == ""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from models.behaviour.statistics import Statistics
     from models.items.change import Numbered
     from models.items.live import LiveItems
+    from models.rankers.weighing import FeatureWeights
     from models.retrieval.engine import RetrievalEngine
     from models.retrieval.filters import AttributeMasks
     from models.retrieval.settings import RetrievalSettings
@@ -204,6 +205,15 @@ class ReleaseBundle:
         if "ranker" not in self.folders:
             return RetrievalOrder()
         return load_ranker(self.folders["ranker"], self.catalog, self.embeddings, self.statistics)
+
+    @cached_property
+    def feature_weights(self) -> FeatureWeights | None:
+        """What tells which feature weighed most in a score; None where no compressed ranker was trained."""
+        from models.rankers.weighing import FeatureWeights
+
+        if "ranker" not in self.folders:
+            return None
+        return FeatureWeights.load(self.folders["ranker"], self.catalog, self.embeddings, self.statistics)
 
 
 def bundle_in_memory(

@@ -5,6 +5,8 @@ Runs in an executor of the ingress (about a millisecond for ten items). Knows no
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from models.bundle import ReleaseBundle
 from models.explain.evidence import Evidence, build_evidence
 from models.explain.positives import positives_of
@@ -17,7 +19,8 @@ def slate_evidence(bundle: ReleaseBundle, slate: Slate) -> list[Evidence]:
     seeds = bundle.catalog.rows(query.seed_items)
     positives = positives_of(query.user, bundle.catalog, seed_rows=[int(r) for r in seeds[seeds >= 0]])
     popularity, trending = bundle.popularity_rank, bundle.trending_rank
-    return [
+    weighed = _weighed(bundle, slate)
+    records = [
         build_evidence(
             positives,
             int(row),
@@ -31,3 +34,12 @@ def slate_evidence(bundle: ReleaseBundle, slate: Slate) -> list[Evidence]:
         )
         for at, row in enumerate(slate.chosen.rows)
     ]
+    return [replace(record, weighed=name) for record, name in zip(records, weighed, strict=True)]
+
+
+def _weighed(bundle: ReleaseBundle, slate: Slate) -> list[str | None]:
+    """Return per chosen item the feature that raised its score most; None where the ranker's score was not used."""
+    weights = bundle.feature_weights if slate.score_kind == "probability" else None
+    if weights is None:
+        return [None] * len(slate.chosen.rows)
+    return weights.strongest(slate.query, slate.candidates, slate.picked)

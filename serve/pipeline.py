@@ -47,6 +47,10 @@ class Slate:
     query: RetrievalQuery
     considered: int
     dropped: dict[str, int]
+    candidates: Candidates
+    """All that were ranked, filtered, in the order of retrieval."""
+    picked: npt.NDArray[np.int64]
+    """Where in `candidates` the chosen ones are."""
 
     @property
     def user(self) -> UserFeatures:
@@ -236,6 +240,8 @@ class RecommendationPipeline:
             query=query,
             considered=len(candidates),
             dropped=dropped,
+            candidates=candidates,
+            picked=np.asarray(picked, np.int64),
         )
 
 

@@ -57,6 +57,8 @@ class Evidence:
     claims: tuple[Claim, ...] = ()
     item_version: str = ""
     """Digest of the item as the catalog holds it: part of cache keys, never said and not part of the evidence hash."""
+    weighed: str | None = None
+    """The fusion feature that raised the item's score most: shown beside the reason, never said, not in the hash."""
 
     @property
     def shared(self) -> tuple[Attribute, ...]:
@@ -71,6 +73,7 @@ class Evidence:
             "shared": [a.text for a in self.shared],
             "year": self.year,
             "source": self.source,
+            "weighed": self.weighed,
             "popular": "popular" in self.claims,
             "trending": "trending" in self.claims,
         }
@@ -82,6 +85,7 @@ EMPTY = Evidence()
 def evidence_hash(evidence: Evidence) -> str:
     """Return 32 hex digits that change whenever anything sayable changes; equal in every process."""
     body = asdict(evidence)
+    del body["weighed"]
     del body["item_version"]  # a new description changes no sentence; cache keys hold the version beside this hash
     body["liked"] = [{**i, "cosine": None} for i in body["liked"]]  # a rounding error must not miss the cache
     text = json.dumps(body, sort_keys=True, ensure_ascii=True, separators=(",", ":"))

@@ -186,4 +186,4 @@ def warm_ranking(bundle: ReleaseBundle) -> None:
 
 def warm_edge(bundle: ReleaseBundle) -> None:
     """Load what the ingress reads: evidence and the popular fallback."""
-    _ = bundle.behaviour, bundle.popularity_rank, bundle.trending_rank, bundle.masks
+    _ = bundle.behaviour, bundle.popularity_rank, bundle.trending_rank, bundle.masks, bundle.feature_weights

@@ -1,6 +1,7 @@
 """Evidence says what is true of the user and the item, and nothing else."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,6 +166,7 @@ def test_the_hash_follows_what_can_be_said_and_the_record_survives_pickling(cata
     other = build_evidence(positives, ROW["babe"], catalog=catalog)
     assert evidence_hash(one) == evidence_hash(pickle.loads(pickle.dumps(one)))
     assert len({evidence_hash(one), evidence_hash(other), evidence_hash(EMPTY)}) == 3
+    assert evidence_hash(replace(one, weighed="text_last")) == evidence_hash(one)  # shown, never said
     assert len(pickle.dumps(one)) < 1500
 
 

@@ -44,12 +44,14 @@ SCORED_SOURCES: tuple[Source, ...] = (
 )
 """Order of the columns of `Candidates.source_scores`."""
 
+# Plain numbers: `&` with a flag makes an object each time, and every shown item asks for its names.
+_NAMES = [(int(source), str(source.name)) for source in Source]
 COLUMN_OF = {source: at for at, source in enumerate(SCORED_SOURCES)}
 
 
 def source_names(bits: int) -> list[str]:
     """Return the names of the sources in `bits`, in the order of the enum."""
-    return [str(s.name) for s in Source if bits & s]
+    return [name for bit, name in _NAMES if bits & bit]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,12 @@ STATUSES = (EventStatus.duplicate, EventStatus.accepted, EventStatus.repeat, Eve
 """What the numbers mean that `append` answers with."""
 
 
-OWNER_KEYS = ("r:", "s:", "p:", "i:", "w:")
-"""An owner's keys, behind the tag: ring, seen set, profile, intent; and the window that only `append` uses."""
+OWNER_KEYS = ("r:", "s:", "p:", "i:", "a:", "w:")
+"""An owner's keys, behind the tag: ring, seen set, profile, intent, declaration; and the window, for `append` alone."""
+LINKED_KEYS = OWNER_KEYS[:5]
+"""Those that a link carries over."""
+FETCHED_KEYS = ("r:", "s:", "i:", "a:")
+"""Those that a fetch reads."""
 _SOURCES = ("functions.lua", "streams.lua")
 
 

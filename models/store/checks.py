@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from models.declared import Declaration, later
 from models.events import Event, EventType, session_owner
 from models.features import UserFeatures
 from models.ids import is_valid_id
@@ -45,14 +46,15 @@ def check_events(events: Sequence[Event]) -> None:
 def merge_features(user: UserFeatures, session: UserFeatures, *, limit: int) -> UserFeatures:
     """Merge two profiles by time; at equal times the user's events come first. Keeps the last `limit` events.
 
-    Of two intents the newer one stays.
+    Of two intents the newer one stays, and of two declarations.
     """
+    said = later(user.declared, session.declared)
     newer = session.intent is not None and (user.intent is None or session.intent_ms > user.intent_ms)
     latest = session if newer else user
     if not session.known:
-        return _with_intent(user, latest)
+        return _with_wishes(user, latest, said)
     if not user.known:
-        return _with_intent(session, latest)
+        return _with_wishes(session, latest, said)
     times = np.concatenate([user.timestamps_ms, session.timestamps_ms])
     order = np.argsort(times, kind="stable")[-limit:]
     item_ids = user.item_ids + session.item_ids
@@ -65,10 +67,11 @@ def merge_features(user: UserFeatures, session: UserFeatures, *, limit: int) -> 
         known=True,
         intent=latest.intent,
         intent_ms=latest.intent_ms,
+        declared=said,
     )
 
 
-def _with_intent(features: UserFeatures, latest: UserFeatures) -> UserFeatures:
-    if features.intent is latest.intent:
+def _with_wishes(features: UserFeatures, latest: UserFeatures, said: Declaration | None) -> UserFeatures:
+    if features.intent is latest.intent and features.declared is said:
         return features
-    return replace(features, intent=latest.intent, intent_ms=latest.intent_ms)
+    return replace(features, intent=latest.intent, intent_ms=latest.intent_ms, declared=said)

@@ -7,6 +7,7 @@ Called by `RedisStore` and the stream consumer. Knows nothing of servers; `funct
 * stream payload: a ring record's 14 bytes, then owner, event id, item id, decision id, joined by NUL
 * seen set: 8 bytes of header, then 64-bit hashes, little-endian, oldest first
 * intent: version u8, time i64 (ms, big-endian), then the vector (`models.intent`)
+* declaration: see `models.declared.pack`
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import struct
 import numpy as np
 import numpy.typing as npt
 
+from models import declared
 from models.events import POSITIVE_TYPES, Event, EventType
 from models.features import UserFeatures
 from models.ids import is_valid_id
@@ -103,12 +105,13 @@ def dedupe_digest(event: Event) -> bytes:
 
 
 def decode_features(
-    heads: bytes, items: bytes, seen: bytes, left_out: int = 0, intent: bytes = b""
+    heads: bytes, items: bytes, seen: bytes, left_out: int = 0, intent: bytes = b"", declaration: bytes = b""
 ) -> tuple[UserFeatures, int]:
     """Return the features of one owner and how many values were skipped because they could not be read.
 
     The arguments are the reply of the `fetch` function: headers of the ring's records, oldest first, their item ids
-    joined by NUL, the seen set, how many records the server left out, and the intent (empty: none).
+    joined by NUL, the seen set, how many records the server left out, the intent and the declaration
+    (empty: none).
     """
     columns = np.frombuffer(heads, _COLUMNS)
     item_ids = tuple(items.decode("ascii", errors="replace").split("\0")) if heads else ()
@@ -120,7 +123,7 @@ def decode_features(
         skipped += int((~readable).sum())
         columns = columns[readable]
         item_ids = tuple(item for item, good in zip(item_ids, readable, strict=True) if good)
-    hashes, wanted = _decode_seen(seen), decode_intent(intent)
+    hashes, wanted, said = _decode_seen(seen), decode_intent(intent), declared.unpack(declaration)
     features = UserFeatures(
         item_ids=item_ids,
         types=columns["type"].astype(np.uint8),
@@ -130,8 +133,10 @@ def decode_features(
         known=bool(heads) or left_out > 0,
         intent=None if wanted is None else wanted[0],
         intent_ms=0 if wanted is None else wanted[1],
+        declared=said,
     )
-    return features, skipped + (hashes is None) + (intent != b"" and wanted is None)
+    unreadable = (hashes is None) + (intent != b"" and wanted is None) + (declaration != b"" and said is None)
+    return features, skipped + unreadable
 
 
 def _header(event: Event) -> bytes:

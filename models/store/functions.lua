@@ -9,7 +9,8 @@ local SCHEMA = 1
 local RECORD_HEADER = 14
 local INTENT_HEADER = 9
 local SEEN_HEADER = "\1seen\0\0\0" -- its first byte is SCHEMA; no library exists while this loads
-local PER_OWNER = 5 -- keys of an owner in one call of `append`
+local DECLARED_HEADER = 13
+local PER_OWNER = 6 -- keys of an owner in one call of `append`
 local WINDOW_MS = 5000
 
 -- Time of a ring record in ms, or nil where the bytes are not a record of this schema.
@@ -102,7 +103,28 @@ local function want(key, intent, now, life)
   redis.call("SET", key, intent, "PX", string.format("%.0f", left))
 end
 
--- KEYS: stream; ring, seen, profile, intent, window of each owner; dedupe key of each event.
+-- Keep a declaration, unless a later one is there; of equal times what is there stays.
+local function say(key, declared)
+  if #declared <= DECLARED_HEADER or string.byte(declared, 1) ~= SCHEMA then return end
+  local held = redis.call("GET", key)
+  local sound = held and #held > DECLARED_HEADER and string.byte(held, 1) == SCHEMA
+  if sound and struct.unpack(">i8", held, 2) >= struct.unpack(">i8", declared, 2) then return end
+  redis.call("SET", key, declared)
+end
+
+-- KEYS: declaration of an owner. ARGV: its bytes (empty: none), its life in ms (0: for ever). Replaces what was declared.
+-- Taking it back is a write too, so that WAITAOF after a retry covers the first attempt.
+local function declare(keys, args)
+  if args[1] == "" then
+    redis.call("SET", keys[1], "", "PX", 1)
+  elseif args[2] == "0" then
+    redis.call("SET", keys[1], args[1])
+  else
+    redis.call("SET", keys[1], args[1], "PX", args[2])
+  end
+end
+
+-- KEYS: stream; ring, seen, profile, intent, declaration, window of each owner; dedupe key of each event.
 -- ARGV: now ms, dedupe ms, ring limit, seen limit, stream length (0: profiles only), time in ms within which the same is a
 -- repeat (0: never), new events of an owner in a second (0: any number), life of an intent in ms, number of owners; life in
 -- ms of each owner (0: for ever); owner number, ring record, item hash, stream payload, intent of each event (record and
@@ -120,7 +142,7 @@ local function append(keys, args)
     local once = keys[1 + owners * PER_OWNER + event]
     local owner, record, hash = tonumber(args[at]), args[at + 1], args[at + 2]
     local base = 1 + (owner - 1) * PER_OWNER
-    if per_second > 0 and not windows[owner] then windows[owner] = window_of(keys[base + 5], tonumber(now)) end
+    if per_second > 0 and not windows[owner] then windows[owner] = window_of(keys[base + 6], tonumber(now)) end
     local window = windows[owner]
     if redis.call("EXISTS", once) == 1 then
       -- Changes nothing, yet is a write: WAITAOF after a retry then also covers the first attempt.
@@ -157,22 +179,24 @@ local function append(keys, args)
     at = at + 5
   end
   for owner, window in pairs(windows) do
-    if window.changed then keep_window(keys[1 + (owner - 1) * PER_OWNER + 5], window) end
+    if window.changed then keep_window(keys[1 + (owner - 1) * PER_OWNER + 6], window) end
   end
   for owner, count in pairs(taken) do
     local base, life = 1 + (owner - 1) * PER_OWNER, args[9 + owner]
     redis.call("HSET", keys[base + 3], "v", SCHEMA, "updated_ms", now)
     redis.call("HINCRBY", keys[base + 3], "events", count)
     if life ~= "0" then
-      for i = 1, 3 do redis.call("PEXPIRE", keys[base + i], life) end
+      for i = 1, 5 do
+        if i ~= 4 then redis.call("PEXPIRE", keys[base + i], life) end
+      end
     end
   end
   return statuses
 end
 
--- KEYS: ring, seen, intent. ARGV: seen limit. Returns the records' headers as one string, their item ids joined by NUL, the
--- seen set, how many records were left out because they cannot be read, and the intent (empty: none): five replies, not 258
--- for a client to take apart.
+-- KEYS: ring, seen, intent, declaration. ARGV: seen limit. Returns the records' headers as one string, their item ids joined
+-- by NUL, the seen set, how many records were left out because they cannot be read, the intent and the declaration (empty:
+-- none): six replies, not 259 for a client to take apart.
 local function fetch(keys, args)
   local heads, items, kept = {}, {}, 0
   local ring = redis.call("LRANGE", keys[1], 0, -1)
@@ -187,17 +211,19 @@ local function fetch(keys, args)
   local seen = redis.call("GET", keys[2]) or ""
   local limit = tonumber(args[1]) * 8
   if #seen > limit + 8 then seen = string.sub(seen, 1, 8) .. string.sub(seen, -limit) end
-  return {table.concat(heads), table.concat(items, "\0"), seen, #ring - kept, redis.call("GET", keys[3]) or ""}
+  local intent, declared = redis.call("GET", keys[3]) or "", redis.call("GET", keys[4]) or ""
+  return {table.concat(heads), table.concat(items, "\0"), seen, #ring - kept, intent, declared}
 end
 
--- KEYS: ring, seen, profile, intent. ARGV: seen limit. Returns the ring's records, the seen hashes, and what `forget`
--- compares: how many events ever reached the profile, and the intent (empty: none).
+-- KEYS: ring, seen, profile, intent, declaration. ARGV: seen limit. Returns the ring's records, the seen hashes, and what
+-- `forget` compares: how many events ever reached the profile, the intent and the declaration (empty: none).
 local function peek(keys, args)
   local seen = redis.call("GET", keys[2]) or ""
   if string.sub(seen, 1, 8) ~= SEEN_HEADER or #seen % 8 ~= 0 then seen = SEEN_HEADER end
   local from = math.max(#SEEN_HEADER + 1, #seen - tonumber(args[1]) * 8 + 1)
   local events, intent = redis.call("HGET", keys[3], "events") or "0", redis.call("GET", keys[4]) or ""
-  return {redis.call("LRANGE", keys[1], 0, -1), string.sub(seen, from), events, intent}
+  local declared = redis.call("GET", keys[5]) or ""
+  return {redis.call("LRANGE", keys[1], 0, -1), string.sub(seen, from), events, intent, declared}
 end
 
 -- Add hashes to a seen set, each as `has` and `see` would, in time that does not grow with the square of the set.
@@ -220,13 +246,13 @@ local function see_all(key, hashes, limit)
   if changed then redis.call("SET", key, SEEN_HEADER .. table.concat(order, "", first, last)) end
 end
 
--- KEYS: ring, seen, profile, intent of an owner. ARGV: now ms, ring limit, seen limit, seen hashes, intent (empty: none), its
--- life in ms; records of another ring, in order. Takes all three over. A record that the ring holds as often already is not taken again, so that doing this twice has
+-- KEYS: ring, seen, profile, intent, declaration of an owner. ARGV: now ms, ring limit, seen limit, seen hashes, intent
+-- (empty: none), its life in ms, declaration (empty: none); records of another ring, in order. Takes all of it over. A record that the ring holds as often already is not taken again, so that doing this twice has
 -- the effect of once. Equal times: what the ring held first. Returns how many records were taken.
 local function link(keys, args)
   local ring, held, missing = redis.call("LRANGE", keys[1], 0, -1), {}, {}
   for _, record in ipairs(ring) do held[record] = (held[record] or 0) + 1 end
-  for i = 7, #args do
+  for i = 8, #args do
     local record = args[i]
     if (held[record] or 0) > 0 then
       held[record] = held[record] - 1
@@ -252,19 +278,22 @@ local function link(keys, args)
   if #args[5] > INTENT_HEADER and string.byte(args[5], 1) == SCHEMA then
     want(keys[4], args[5], tonumber(args[1]), tonumber(args[6]))
   end
+  say(keys[5], args[7])
   -- A write even where nothing is new: WAITAOF after a retry then also covers the first attempt.
   redis.call("HSET", keys[3], "v", SCHEMA, "updated_ms", args[1])
   redis.call("HINCRBY", keys[3], "events", #missing)
   return #missing
 end
 
--- KEYS: ring, seen, profile, intent. ARGV: events, intent. Removes a profile that nothing reached since `peek` told these
--- two; 1 or 0.
+-- KEYS: ring, seen, profile, intent, declaration. ARGV: events, intent, declaration. Removes a profile that nothing reached
+-- since `peek` told these three; 1 or 0.
 local function forget(keys, args)
   if (redis.call("HGET", keys[3], "events") or "0") ~= args[1] then return 0 end
   -- One that has ended meanwhile is no reason to stay.
   local intent = redis.call("GET", keys[4])
   if intent and intent ~= args[2] then return 0 end
+  local declared = redis.call("GET", keys[5])
+  if declared and declared ~= args[3] then return 0 end
   redis.call("DEL", unpack(keys))
   return 1
 end
@@ -339,6 +368,7 @@ local function standings(keys, args)
 end
 
 redis.register_function("rc_append_@VERSION@", append)
+redis.register_function("rc_declare_@VERSION@", declare)
 redis.register_function("rc_item_floor_@VERSION@", item_floor)
 redis.register_function("rc_propose_@VERSION@", propose)
 redis.register_function("rc_withdraw_@VERSION@", withdraw)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from models.declared import Declaration
 from models.events import Event
 from models.features import ANONYMOUS, UserFeatures
 from models.ids import bucket_of, hash64
@@ -39,6 +40,7 @@ class Tenant:
     streams: dict[int, list[StreamEntry]] = field(default_factory=dict)
     second: int = 0
     intents: dict[str, tuple[bytes, int]] = field(default_factory=dict)  # by owner: the vector, its time
+    declared: dict[str, tuple[Declaration, float]] = field(default_factory=dict)  # by owner, with its expiry
     counts: dict[str, int] = field(default_factory=dict)  # new events by owner, in that second
     arrived: int = 0
     release: tuple[str | None, int] = (None, 0)
@@ -141,7 +143,9 @@ class MemoryStore:
         if len(profile.seen) > self._limits.seen_items:
             del profile.seen[next(iter(profile.seen))]
         if event.owner.startswith(SESSION_PREFIX):
-            profile.expires_ms = self._now_ms + self._limits.session_s * 1000
+            profile.expires_ms = self._expiry(event.owner)
+            if (said := self._declared(state, event.owner)) is not None:
+                state.declared[event.owner] = (said, profile.expires_ms)
 
     def _want(self, state: Tenant, owner: str, vector: bytes, time_ms: int) -> None:
         held = self._intent(state, owner)
@@ -152,6 +156,14 @@ class MemoryStore:
         held = state.intents.get(owner)
         alive = held is not None and held[1] + self._limits.intent_s * 1000 > self._now_ms
         return held if alive else None
+
+    def _expiry(self, owner: str) -> float:
+        session = owner.startswith(SESSION_PREFIX)
+        return self._now_ms + self._limits.session_s * 1000 if session else float("inf")
+
+    def _declared(self, state: Tenant, owner: str) -> Declaration | None:
+        said, expires_ms = state.declared.get(owner, (None, 0.0))
+        return said if expires_ms > self._now_ms else None
 
     def _profile(self, state: Tenant, owner: str) -> Profile | None:
         profile = state.profiles.get(owner)
@@ -170,12 +182,15 @@ class MemoryStore:
         profile = self._profile(state, owner) if owner else None
         packed = self._intent(state, owner) if owner else None
         vector, intent_ms = (None, 0) if packed is None else (unpack(packed[0]), packed[1])
+        said = self._declared(state, owner) if owner else None
         if profile is None:
-            return ANONYMOUS if vector is None else UserFeatures(intent=vector, intent_ms=intent_ms)
+            stranger = vector is None and said is None
+            return ANONYMOUS if stranger else UserFeatures(intent=vector, intent_ms=intent_ms, declared=said)
         ring = profile.ring
         return UserFeatures(
             intent=vector,
             intent_ms=intent_ms,
+            declared=said,
             item_ids=tuple(e.item_id or "" for e in ring),
             types=np.array([e.type for e in ring], np.uint8),
             values=np.array([e.value for e in ring], np.float32),

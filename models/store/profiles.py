@@ -13,9 +13,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from models import declared
+from models.declared import Declaration
 from models.ids import bucket_of, is_valid_id
 from models.store import codec
-from models.store.calls import OWNER_KEYS, fcall, tag_of
+from models.store.calls import LINKED_KEYS, fcall, tag_of
 from models.store.checks import SESSION_PREFIX, check_tenant
 from models.store.memory import MemoryStore, Profile, Tenant
 from models.store.port import OnlineStore
@@ -34,14 +36,27 @@ class Linked:
 
 
 class ProfileStore(OnlineStore, Protocol):
-    """An online store whose profiles can be merged. Errors as in `OnlineStore`."""
+    """An online store that takes declarations, and whose profiles can be merged. Errors as in `OnlineStore`."""
+
+    async def declare(self, tenant: str, owner: str, declaration: Declaration, *, now_ms: int) -> None:
+        """Replace what a user or session declared of themselves; an empty declaration takes it back.
+
+        Durable when this returns; a retry is harmless. It says nothing of taste that happened: no event, no stream,
+        nobody becomes known for it. A session's lives as long as the session's profile.
+
+        Raises:
+            ValueError: an invalid id.
+            StoreUnavailable: the store cannot be reached or cannot promise durability.
+            StoreTimeout: no answer in time; what was sent may still take effect.
+        """
+        ...
 
     async def link(self, tenant: str, owner: str, session_owner: str, *, now_ms: int) -> Linked:
-        """Take a session's recent events, seen items and search intent over into a user's profile; forget the session.
+        """Take a session's events, seen items, search and declaration over into a user's profile; forget the session.
 
         Durable when this returns. A retry is harmless. The event streams are not told: their consumers counted the
         session's events when they happened. A session to which events keep coming is left in place with its own
-        life time; linking it again takes only what is new.
+        life time; linking it again takes only what is new. Of two searches, and of two declarations, the later stays.
 
         Raises:
             ValueError: an invalid id, or one of the wrong kind.
@@ -59,8 +74,26 @@ def check_link(owner: str, session_owner: str) -> None:
         raise ValueError("the session to link is not a valid session")
 
 
+def check_owner(owner: str) -> None:
+    """Raise ValueError unless this is the key of a user's or a session's profile."""
+    if not is_valid_id(owner.removeprefix(SESSION_PREFIX)):
+        raise ValueError("the owner is not a valid id")
+
+
 class RedisProfiles(RedisStore):
     """A `ProfileStore` on a server."""
+
+    async def declare(self, tenant: str, owner: str, declaration: Declaration, *, now_ms: int) -> None:
+        """See `ProfileStore.declare`."""
+        check_tenant(tenant)
+        check_owner(owner)
+        tag = tag_of(tenant, bucket_of(owner, buckets=self._limits.buckets))
+        life_ms = int(self._limits.session_s * 1000) if owner.startswith(SESSION_PREFIX) else 0
+        call = fcall("rc_declare", [f"{tag}a:{owner}"], [declared.pack(declaration) if declaration else b"", life_ms])
+        async with self._bound(self._write_timeout_s):
+            await self._check_meta()
+            wait_ms = await self._confirm()
+            checked((await self._call([(tag, call)], wait_ms=wait_ms))[0])
 
     async def link(self, tenant: str, owner: str, session_owner: str, *, now_ms: int) -> Linked:
         """See `ProfileStore.link`."""
@@ -74,26 +107,37 @@ class RedisProfiles(RedisStore):
             wait_ms = await self._confirm()
             for _ in range(LINK_ATTEMPTS):
                 peek = fcall("rc_peek", session_keys, [limits.seen_items], command="FCALL_RO")
-                records, seen, events, intent = checked((await self._call([(session_tag, peek)]))[0])
-                if not records and not seen and not intent:
+                records, seen, events, intent, said = checked((await self._call([(session_tag, peek)]))[0])
+                if not records and not seen and not intent and not said:
                     break
                 known = True
                 args: list[Any] = [now_ms, limits.recent_events, limits.seen_items, seen]
-                args += [intent, round(limits.intent_s * 1000), *records]
+                args += [intent, round(limits.intent_s * 1000), said, *records]
                 link = fcall("rc_link", user_keys, args)
                 taken += int(checked((await self._call([(user_tag, link)], wait_ms=wait_ms))[0]))
-                forget = fcall("rc_forget", session_keys, [events, intent])
+                forget = fcall("rc_forget", session_keys, [events, intent, said])
                 if checked((await self._call([(session_tag, forget)], wait_ms=wait_ms))[0]):
                     break
         return Linked(known, taken)
 
     def _profile_keys(self, tenant: str, owner: str) -> tuple[str, list[str | bytes]]:
         tag = tag_of(tenant, bucket_of(owner, buckets=self._limits.buckets))
-        return tag, [f"{tag}{part}{owner}" for part in OWNER_KEYS[:4]]
+        return tag, [f"{tag}{part}{owner}" for part in LINKED_KEYS]
 
 
 class MemoryProfiles(MemoryStore):
     """A `ProfileStore` without a server."""
+
+    async def declare(self, tenant: str, owner: str, declaration: Declaration, *, now_ms: int) -> None:
+        """See `ProfileStore.declare`."""
+        check_tenant(tenant)
+        check_owner(owner)
+        self._check_durable()
+        self._now_ms = max(self._now_ms, now_ms)
+        held = self._tenants.setdefault(tenant, Tenant()).declared
+        held.pop(owner, None)
+        if declaration and (kept := declared.unpack(declared.pack(declaration))) is not None:
+            held[owner] = (kept, self._expiry(owner))
 
     async def link(self, tenant: str, owner: str, session_owner: str, *, now_ms: int) -> Linked:
         """See `ProfileStore.link`."""
@@ -106,9 +150,13 @@ class MemoryProfiles(MemoryStore):
         if intent is not None:
             self._want(state, owner, *intent)
             del state.intents[session_owner]
+        said = self._declared(state, session_owner)
+        if (latest := declared.later(self._declared(state, owner), said)) is not None:
+            state.declared[owner] = (latest, self._expiry(owner))
+        state.declared.pop(session_owner, None)
         session = self._profile(state, session_owner)
         if session is None:
-            return Linked(intent is not None, 0)
+            return Linked(intent is not None or said is not None, 0)
         user = self._profile(state, owner) or state.profiles.setdefault(owner, Profile())
         held = Counter(codec.encode_record(e) for e in user.ring)
         missing = []

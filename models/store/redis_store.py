@@ -17,7 +17,7 @@ from models.events import Event
 from models.features import ANONYMOUS, UserFeatures
 from models.ids import bucket_of
 from models.store import codec
-from models.store.calls import STATUSES, append_call, fcall, library, tag_of
+from models.store.calls import FETCHED_KEYS, STATUSES, append_call, fcall, library, tag_of
 from models.store.checks import check_events, check_tenant, merge_features
 from models.store.port import (
     SCHEMA_VERSION,
@@ -117,7 +117,7 @@ class RedisStore:
         calls = []
         for name in owners:
             tag = tag_of(tenant, bucket_of(name, buckets=self._limits.buckets))
-            keys: list[str | bytes] = [f"{tag}{part}{name}" for part in ("r:", "s:", "i:")]
+            keys: list[str | bytes] = [f"{tag}{part}{name}" for part in FETCHED_KEYS]
             calls.append((tag, fcall("rc_fetch", keys, [self._limits.seen_items], command="FCALL_RO")))
         async with self._bound(timeout_s):
             await self._check_meta()

@@ -35,6 +35,7 @@ from pipelines.build import Builder
 from pipelines.dataset import Dataset
 from pipelines.evaluation.ablation import BY_STATE, ONE_WEIGHTING, slices, uniform, variants
 from pipelines.evaluation.baselines import BEST_BASELINE, Build, Recommend, baselines, once, shop_baselines
+from pipelines.evaluation.declared import FOLDS, strangers, undeclared
 from pipelines.evaluation.evaluate import Report, evaluate
 from pipelines.evaluation.protocol import Split, leave_last, moment_of, split_by_time, validation_log
 from serve.context import RequestContext, StageCall
@@ -52,9 +53,11 @@ if TYPE_CHECKING:
 DATASETS = {"ml-100k": "movielens-100k"}
 """Names of the evaluation that differ from the importer's."""
 MERGED, FUSED = "merged retrieval", "fused ranking"
-SUMMARISED = "with interests"
+SUMMARISED, UNDECLARED = "with interests", "nothing declared"
 NEXT_ITEM, NEW, REPEAT, COLD = "next item", "new", "repeat", "cold"
 """The questions: the next item; or of the next basket what is new to the user, or all of it, or a new user's first."""
+DECLARED = {"declared": False, "declared, 1-4 events": True}
+"""What only validation asks: what somebody new likes next who declared the labels of what they liked."""
 _PATIENCE_MS = 60_000
 _EVERYTHING = 1 << 31
 Tell = Callable[[str], None]
@@ -118,6 +121,13 @@ def evaluate_dataset(
         for question, split in splits.items():
             tell(question)
             questions[question] = evaluate(split, catalog, methods, seeds=asked, progress=tell)
+        if validation and not repeats and catalog.label_names:
+            known, encoder, merged = validation_log(dataset.events), workspace.encoder(), methods[MERGED]
+            for question, events in DECLARED.items():
+                tell(question)
+                folds = lru_cache(strangers(known, catalog, encoder, events=events))
+                both = {UNDECLARED: undeclared(merged), MERGED: merged}
+                questions[question] = evaluate(folds, catalog, both, seeds=FOLDS, progress=tell)
         if ablate:
             by_state = driver.weightings()
             for label, part in _by_state(splits, settings.models.retrieval.stale_after_s):
@@ -321,12 +331,14 @@ __all__ = [
     "BEST_BASELINE",
     "COLD",
     "DATASETS",
+    "DECLARED",
     "FUSED",
     "MERGED",
     "NEW",
     "NEXT_ITEM",
     "REPEAT",
     "SUMMARISED",
+    "UNDECLARED",
     "Evaluation",
     "evaluate_dataset",
 ]

@@ -28,6 +28,7 @@ class Source(IntFlag):
     given = 256
     neighbours = 512
     cluster = 1024
+    declared = 2048
 
 
 SCORED_SOURCES: tuple[Source, ...] = (
@@ -41,6 +42,7 @@ SCORED_SOURCES: tuple[Source, ...] = (
     Source.popular,
     Source.neighbours,
     Source.cluster,
+    Source.declared,
 )
 """Order of the columns of `Candidates.source_scores`."""
 

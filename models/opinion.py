@@ -100,6 +100,14 @@ class SparseOpinion:
         return top_rows(self._rows[kept].astype(np.int32), self._scores[kept], n)
 
 
+class PositiveOpinion(DenseOpinion):
+    """A score for every item, where 0 is no opinion: such items are never in `top`."""
+
+    def top(self, n: int, allowed: Mask) -> Rows:
+        """See `Opinion.top`."""
+        return super().top(n, allowed & (self._scores > 0))
+
+
 class LinearOpinion:
     """Inner products of one vector with item vectors, found through an index where the catalog is large."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from models.bundle import ReleaseBundle
 from models.candidates import Candidates
+from models.declared import Declaration
 from models.encoder import HashEncoder
 from models.events import Event, session_owner
 from models.explain.explainer import Reason
@@ -69,9 +70,8 @@ class FakeFeatureFetcher:
     async def fetch(self, call: StageCall, user_id: str | None, session_id: str | None) -> UserFeatures:
         """See `FeatureFetcher.fetch`."""
         await self.trouble.meet()
-        user = self.users.get(user_id or "", ANONYMOUS)
-        session = self.sessions.get(session_id or "", ANONYMOUS)
-        return merge_features(user, session, limit=RECENT_EVENTS)
+        owners = ((self.users, user_id), (self.sessions, session_id))
+        return merge_features(*(held.get(at or "", ANONYMOUS) for held, at in owners), limit=RECENT_EVENTS)
 
 
 class FakeRetriever:
@@ -186,19 +186,25 @@ class FakeProfiles:
     async def read(self, tenant: str, user_id: str | None, session_id: str | None) -> UserFeatures:
         """See `Profiles.read`."""
         await self.trouble.meet()
-        user = self.users.get((tenant, user_id or ""), ANONYMOUS)
-        session = self.sessions.get((tenant, session_id or ""), ANONYMOUS)
-        return merge_features(user, session, limit=RECENT_EVENTS)
+        owners = ((self.users, user_id), (self.sessions, session_id))
+        return merge_features(*(held.get((tenant, at or ""), ANONYMOUS) for held, at in owners), limit=RECENT_EVENTS)
+
+    async def declare(
+        self, tenant: str, user_id: str | None, session_id: str | None, declaration: Declaration, *, now_ms: int
+    ) -> None:
+        """See `Profiles.declare`."""
+        await self.trouble.meet()
+        held = self.sessions if user_id is None else self.users
+        user = held.get((tenant, user_id or session_id or ""), ANONYMOUS)
+        held[tenant, user_id or session_id or ""] = replace(user, declared=declaration or None)
 
     async def link(self, tenant: str, user_id: str, session_id: str, *, now_ms: int) -> Linked:
         """See `Profiles.link`."""
         await self.trouble.meet()
-        session = self.sessions.pop((tenant, session_id), None)
-        if session is None:
-            return Linked(False, 0)
-        user = self.users.get((tenant, user_id), ANONYMOUS)
-        self.users[tenant, user_id] = merge_features(user, session, limit=RECENT_EVENTS)
-        return Linked(True, len(session))
+        if (session := self.sessions.pop((tenant, session_id), None)) is not None:
+            user = self.users.get((tenant, user_id), ANONYMOUS)
+            self.users[tenant, user_id] = merge_features(user, session, limit=RECENT_EVENTS)
+        return Linked(False, 0) if session is None else Linked(True, len(session))
 
 
 class SilentMetrics(ServeMetrics):

@@ -32,8 +32,9 @@ from serve.lists import ListService, Ranking
 from serve.metrics import ServeMetrics
 from serve.parameters import list_query
 from serve.recommend import RecommendService, ServerEvent
-from serve.schemas import ItemIn, ItemPatch, LinkRequest, ListQuery, ProfileRequest, RecommendRequest
+from serve.schemas import ItemIn, ItemPatch, ListQuery, RecommendRequest
 from serve.settings import ServeSettings
+from serve.user_schemas import LinkRequest, ProfileRequest, UserIn
 from serve.users import UserService
 
 log = logging.getLogger("raycommend.http")
@@ -169,6 +170,15 @@ class HttpEdge:
         async def run(request_id: str) -> Response:
             tenant, wanted = self._tenant(request), _list_query(request)
             return _json(await self._lists.ranking(by, wanted, tenant=tenant, request_id=request_id))
+
+        return await self._guard(request, run)
+
+    async def declare(self, request: Request) -> Response:
+        """Answer `PUT /v1/users`."""
+
+        async def run(request_id: str) -> Response:
+            tenant, wanted = self._tenant(request), parse_body(UserIn, await self._body(request))
+            return _json(await self._users.declare(wanted, tenant=tenant, request_id=request_id))
 
         return await self._guard(request, run)
 

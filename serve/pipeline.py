@@ -139,6 +139,7 @@ class RecommendationPipeline:
             filters={name: _attribute_filter(spec) for name, spec in request.filters.items()},
             intent=intent,
             personal=request.profiling,
+            context=tuple(request.context.items()),
         )
 
     async def _intent(

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.candidates import Candidates
+from models.declared import Declaration
 from models.events import Event
 from models.explain.evidence import Evidence
 from models.explain.explainer import Reason
@@ -97,10 +98,16 @@ class EventSink(Protocol):
 
 
 class Profiles(Protocol):
-    """What is stored of a user or a session: read on demand, and a session merged into a user."""
+    """What is stored of a user or a session: read on demand, declared by them, and a session merged into a user."""
 
     async def read(self, tenant: str, user_id: str | None, session_id: str | None) -> UserFeatures:
         """Return what is stored; `known` is False for strangers. Raises DependencyError."""
+        ...
+
+    async def declare(
+        self, tenant: str, user_id: str | None, session_id: str | None, declaration: Declaration, *, now_ms: int
+    ) -> None:
+        """Replace what one of the two declared; durable, and harmless to repeat. Raises DependencyError."""
         ...
 
     async def link(self, tenant: str, user_id: str, session_id: str, *, now_ms: int) -> Linked:

@@ -36,11 +36,13 @@ MAX_CANDIDATES = 1000
 MAX_EVENTS = 500
 
 
-class _Closed(BaseModel):
+class Closed(BaseModel):
+    """A body that refuses fields it does not know."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class FilterSpec(_Closed):
+class FilterSpec(Closed):
     """One attribute condition; at least one part is given, and all given parts must hold."""
 
     any_of: list[AttributeValue] | None = Field(None, max_length=100)
@@ -56,7 +58,7 @@ class FilterSpec(_Closed):
         return self
 
 
-class RecommendRequest(_Closed):
+class RecommendRequest(Closed):
     """Body of `POST /v1/recommend`."""
 
     user_id: UserId | None = None
@@ -65,6 +67,7 @@ class RecommendRequest(_Closed):
     explain: StrictBool = False
     language: str = Field("en", strict=True, max_length=35, pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*$")
     context: dict[AttributeName, AttributeValue] = Field(default_factory=dict, max_length=16)
+    """Where an attribute of the catalog is named, it counts like a declared one; other entries change nothing."""
     query: str | None = Field(None, strict=True, min_length=1, max_length=512)
     seed_items: list[Id] = Field(default_factory=list, max_length=50)
     candidates: list[Id] | None = Field(None, min_length=1, max_length=MAX_CANDIDATES)
@@ -84,7 +87,7 @@ EventName = Literal[
 ]
 
 
-class EventIn(_Closed):
+class EventIn(Closed):
     """One event of `POST /v1/events`. `event_id` makes a retry harmless; `timestamp_ms` defaults to now."""
 
     event_id: Id
@@ -109,7 +112,7 @@ class EventIn(_Closed):
         return self
 
 
-class ListQuery(_Closed):
+class ListQuery(Closed):
     """Query string of the list routes: `k`, and per attribute of the catalog the values of which an item needs one."""
 
     k: StrictInt = Field(10, ge=1, le=MAX_K)
@@ -124,7 +127,7 @@ ItemTitle = Annotated[str, Field(strict=True, min_length=1, max_length=1_000, pa
 ItemText = Annotated[str, Field(strict=True, max_length=100_000)]
 
 
-class ItemIn(_Closed):
+class ItemIn(Closed):
     """Body of `PUT /v1/items/{item_id}`: the whole item. An attribute is a text, a list of texts or a number."""
 
     title: ItemTitle
@@ -134,7 +137,7 @@ class ItemIn(_Closed):
     available: StrictBool = True
 
 
-class ItemPatch(_Closed):
+class ItemPatch(Closed):
     """Body of `PATCH /v1/items/{item_id}`: what changes; an attribute that is null goes."""
 
     title: ItemTitle | None = None
@@ -147,32 +150,6 @@ class ItemPatch(_Closed):
     def _says_something(self) -> ItemPatch:
         if not self.model_fields_set:
             raise ValueError("give at least one of title, text, attributes, hidden, available")
-        return self
-
-
-class LinkRequest(_Closed):
-    """Body of `POST /v1/users:link`."""
-
-    user_id: UserId
-    session_id: Id
-
-    @model_validator(mode="after")
-    def _two(self) -> LinkRequest:
-        if self.user_id == self.session_id:
-            raise ValueError("user_id and session_id are the same: give the user that the session turned out to be")
-        return self
-
-
-class ProfileRequest(_Closed):
-    """Body of `POST /v1/users:profile`: a user or an anonymous session."""
-
-    user_id: UserId | None = None
-    session_id: Id | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> ProfileRequest:
-        if (self.user_id is None) == (self.session_id is None):
-            raise ValueError("give user_id or session_id, one of them")
         return self
 
 
@@ -292,44 +269,6 @@ class ItemAnswer(BaseModel):
     item_id: str
     status: Literal["created", "replaced", "changed", "removed"]
     sequence: int
-
-
-class LinkAnswer(BaseModel):
-    """Body of the 200 of `POST /v1/users:link`, given when the merge is durable; asking again is harmless.
-
-    `session_known` is False for a session of which nothing is stored (never seen, expired, or linked before).
-    `events` counts the session's recent events that the user did not have yet.
-    """
-
-    request_id: str
-    session_known: bool
-    events: int
-
-
-class ProfileEventOut(BaseModel):
-    """One stored event; `title` is null where the current release holds no such item."""
-
-    item_id: str
-    title: str | None
-    type: EventName
-    value: float
-    timestamp_ms: int
-
-
-class ProfileAnswer(BaseModel):
-    """Body of the 200 of `POST /v1/users:profile`: `events` newest first, `seen_items` ever seen, both bounded.
-
-    `summary` is what a text ranker reads of it. `search_age_ms` is the age of the search that still steers lists, null
-    where there is none; its text is not stored.
-    """
-
-    request_id: str
-    release: str
-    known: bool
-    summary: str
-    seen_items: int
-    search_age_ms: int | None
-    events: list[ProfileEventOut]
 
 
 class Problem(BaseModel):

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from models.bundle import ReleaseBundle
 from models.candidates import Candidates
+from models.declared import Declaration
 from models.encoder import Encoder
 from models.events import Event, session_owner
 from models.explain.clean import clean_text
@@ -84,7 +85,7 @@ class StoreEventSink:
 
 
 class StoreProfiles:
-    """Reads and merges profiles in the online store."""
+    """Reads and merges profiles, and keeps declarations, in the online store."""
 
     def __init__(self, store: ProfileStore, *, read_timeout_s: float = 0.5) -> None:
         self._store = store
@@ -97,6 +98,16 @@ class StoreProfiles:
             return await self._store.fetch(tenant, user_id, session, timeout_s=self._read_timeout_s)
         except StoreError as error:
             raise DependencyError("the store is unavailable") from error
+
+    async def declare(
+        self, tenant: str, user_id: str | None, session_id: str | None, declaration: Declaration, *, now_ms: int
+    ) -> None:
+        """See `Profiles.declare`."""
+        owner = user_id if user_id is not None else session_owner(session_id or "")
+        try:
+            await self._store.declare(tenant, owner, declaration, now_ms=now_ms)
+        except StoreError as error:
+            raise DependencyError("the declaration could not be made durable; send it again") from error
 
     async def link(self, tenant: str, user_id: str, session_id: str, *, now_ms: int) -> Linked:
         """See `Profiles.link`."""

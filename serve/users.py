@@ -1,4 +1,4 @@
-"""The user service: merges a session into a user, and shows what is stored of either.
+"""The user service: takes what users declare, merges a session into a user, and shows what is stored of either.
 
 Ids come in bodies and go nowhere else. Knows nothing of Ray, the web framework or the store; the HTTP edge calls it.
 """
@@ -9,25 +9,57 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from models.catalog import ItemCatalog
+from models.bundle import ReleaseBundle
+from models.catalog import Item, ItemCatalog, document_of
+from models.declared import Declaration, Labels
 from models.events import EventType
 from models.explain.summary_book import SummaryBook
 from models.features import UserFeatures
 from models.rankers.profile_text import profile_text
-from models.retrieval.query import RetrievalQuery
-from serve.ports import Profiles
+from models.retrieval.query import AttributeFilter, RetrievalQuery
+from serve.context import StageCall
+from serve.items import ENCODE_MS
+from serve.ports import Profiles, QueryEncoder
 from serve.releases import ReleaseHolder
-from serve.schemas import LinkRequest, ProfileRequest
+from serve.user_schemas import LinkRequest, ProfileRequest, UserIn
 
 
 class UserService:
     """Answers requests about one user. One per ingress replica; safe for concurrent use on its event loop."""
 
-    def __init__(self, profiles: Profiles, releases: ReleaseHolder, summaries: SummaryBook | None = None) -> None:
+    def __init__(
+        self,
+        profiles: Profiles,
+        releases: ReleaseHolder,
+        encoder: QueryEncoder,
+        summaries: SummaryBook | None = None,
+    ) -> None:
         """`summaries`: where users' interests in words are kept, if they are."""
         self._profiles = profiles
         self._summaries = summaries
         self._releases = releases
+        self._encoder = encoder
+
+    async def declare(self, wanted: UserIn, *, tenant: str, request_id: str) -> dict[str, Any]:
+        """Replace what a user or session declared; durable when this returns, and harmless to repeat.
+
+        Text becomes a vector here and goes no further. Raises DependencyError while the store or the encoder is away.
+        """
+        now_ms, labels = time.time_ns() // 1_000_000, wanted.labels()
+        release = self._releases.current(tenant)
+        bundle = self._releases.bundle(tenant, release)
+        vector = None
+        if text := _document(labels, wanted.about):
+            vector = await self._encoder.encode(StageCall(tenant, release, ENCODE_MS), text)
+        declaration = Declaration(labels, vector, now_ms)
+        await self._profiles.declare(tenant, wanted.user_id, wanted.session_id, declaration, now_ms=now_ms)
+        known = sum(_carried(bundle, name, value) for name, value in labels)
+        return {
+            "request_id": request_id,
+            "status": "declared" if declaration else "removed",
+            "known_labels": known,
+            "unknown_labels": len(labels) - known,
+        }
 
     async def link(self, wanted: LinkRequest, *, tenant: str, request_id: str) -> dict[str, Any]:
         """Merge a session into a user; durable when this returns, and harmless to repeat. Raises DependencyError."""
@@ -55,8 +87,27 @@ class UserService:
             "seen_items": len(user.seen),
             # That there is a search and how old it is; its vector says more than a reader could judge.
             "search_age_ms": None if user.intent is None else max(0, now_ms - user.intent_ms),
+            "declared": None if user.declared is None else by_name(user.declared.labels),
             "events": _newest_first(user, catalog),
         }
+
+
+def _document(labels: Labels, about: str | None) -> str:
+    """Return what an encoder reads: the same form that it reads of an item."""
+    values = {name: tuple(found) for name, found in by_name(labels).items()}
+    return document_of(Item("", "", about or "", values))
+
+
+def by_name(labels: Labels) -> dict[str, list[str]]:
+    """Return the values of each attribute, both in the order they were declared."""
+    found: dict[str, list[str]] = {}
+    for name, value in labels:
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def _carried(bundle: ReleaseBundle, name: str, value: str) -> bool:
+    return bool(bundle.masks.of_one(name, AttributeFilter(any_of=(value,))).any())
 
 
 def _newest_first(user: UserFeatures, catalog: ItemCatalog) -> list[dict[str, Any]]:

@@ -17,12 +17,14 @@ from cluster.config import Settings
 from cluster.evaluate import (
     BEST_BASELINE,
     COLD,
+    DECLARED,
     FUSED,
     MERGED,
     NEW,
     NEXT_ITEM,
     REPEAT,
     SUMMARISED,
+    UNDECLARED,
     evaluate_dataset,
 )
 from loadtests import stats
@@ -105,6 +107,11 @@ def _validated(context: BenchContext, reports: Mapping[str, Report]) -> None:
     for question, report in reports.items():
         file = context.save_array(_label(f"{question} {MERGED}"), report.per_user(MERGED))
         context.target(f"validation_{_name(question)}_ndcg10", "array_mean", file)
+    for question in DECLARED.keys() & reports.keys():
+        gain = reports[question].per_user(MERGED) - reports[question].per_user(UNDECLARED)
+        file = context.save_array(_label(f"{question} gain"), gain)
+        context.target(f"validation_{_name(question)}_gain", "advantage", file)
+        context.target(f"validation_{_name(question)}_gain_lower", "advantage", file, bound="low")
 
 
 def _sources(report: Report) -> dict[str, Any]:

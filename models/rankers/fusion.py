@@ -24,8 +24,8 @@ from models.retrieval.query import RetrievalQuery
 Floats = npt.NDArray[np.float32]
 
 RANKED_SOURCES = (Source.semantic, Source.collaborative, Source.sequential, Source.neighbours)
-_SOURCES = tuple(s for s in SCORED_SOURCES if s is not Source.cluster)
-"""The sources that are features: a prior for users with next to no history tells rankers nothing about the others."""
+_SOURCES = tuple(s for s in SCORED_SOURCES if s not in (Source.cluster, Source.declared))
+"""The sources that are features: what stands in for history tells rankers nothing about users who have one."""
 FEATURE_NAMES: tuple[str, ...] = (
     "merged_z",
     "merged_rank",

@@ -7,6 +7,7 @@ safe and free of effects: the same query gives the same candidates. Called by se
 from __future__ import annotations
 
 from bisect import bisect_left
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +21,14 @@ from models.media.layout import Layout
 from models.opinion import Mask, Opinion, Rows, Scores
 from models.retrieval.extended import ReleaseOnly
 from models.retrieval.filters import AttributeMasks
-from models.retrieval.query import RetrievalQuery
+from models.retrieval.query import AttributeFilter, RetrievalQuery
 from models.retrieval.settings import RetrievalSettings, SourceWeights
 from models.retrieval.sources import (
     DENSE_BELOW,
     ClusterSource,
     CollaborativeSource,
     CountSource,
+    DeclaredSource,
     FreshSource,
     NeighboursSource,
     RepeatSource,
@@ -88,6 +90,7 @@ class RetrievalEngine:
             FreshSource(semantic.vector, self._space, statistics, self.settings),
             SimilarSource(self._space),
             ClusterSource(semantic.vector, behaviour, self.settings),
+            DeclaredSource(self._masks, len(catalog)),
         ]
         self._sources = {s.source: s for s in (*sources, *self._counting(statistics))}
 
@@ -111,7 +114,7 @@ class RetrievalEngine:
         """Return up to `query.n` candidates, best first, ties by item id; empty when nothing is allowed."""
         if query.n <= 0 or not len(self.catalog):
             return Candidates.empty()
-        state = state_of(query, self.catalog)
+        state = self._state(query)
         allowed = self._allowed(query, state)
         if not allowed.any():
             return Candidates.empty()
@@ -127,6 +130,17 @@ class RetrievalEngine:
         else:
             rows = np.unique(np.concatenate(list(found.values())))
         return self._merge(rows, opinions, found, weights, query)
+
+    def _state(self, query: RetrievalQuery) -> UserState:
+        """Return the state with the labels that some item carries: others are no reason for other weights."""
+        size = self._space.text_dimension
+        state = state_of(query, self.catalog, dimension=size, declared_events=self.settings.declared_events)
+        if state.declared is not None:
+            state = replace(state, declared=self._space.of_text(state.declared))
+        carried = tuple(
+            (name, value) for name, value in state.labels if self._masks.of_one(name, AttributeFilter((value,))).any()
+        )
+        return state if len(carried) == len(state.labels) else replace(state, labels=carried)
 
     def _merge(
         self,
@@ -187,10 +201,19 @@ class RetrievalEngine:
 
 def weights_for(settings: RetrievalSettings, query: RetrievalQuery, state: UserState) -> SourceWeights:
     """Return the weights by the question, how much is known of the user and how fresh it is."""
+    weights = _weights_for(settings, query, state)
+    if not state.labels or state.strength == 1.0:
+        return weights
+    return weights.model_copy(update={"declared": weights.declared * state.strength})
+
+
+def _weights_for(settings: RetrievalSettings, query: RetrievalQuery, state: UserState) -> SourceWeights:
     if query.about_seeds:
         return settings.item_weights
     if not len(state):
-        return settings.cold_weights if state.intent is None else settings.search_weights
+        if state.intent is not None:
+            return settings.search_weights
+        return settings.declared_weights if state.labels or state.declared is not None else settings.cold_weights
     if len(state) < settings.short_history:
         return settings.short_weights
     stale = int(state.ages_ms.min()) > settings.stale_after_s * 1000

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from models.declared import Labels
 from models.features import ANONYMOUS, UserFeatures
 
 
@@ -37,7 +38,8 @@ class RetrievalQuery:
     `seed_items` stand in for (or add to) history. `intent` is a unit vector of the query text, a
     shorter one of what was searched a while ago (`models.intent.faded`), or None.
     `only_items` restricts the answer to a given list (rank my candidates). `personal` False means the user's
-    history must not be used (seed items and popularity only). `about_seeds` asks what
+    history must not be used (context, seed items and popularity only). `context` are labels that the request
+    itself names; like what the user declared, they count while there is next to no history. `about_seeds` asks what
     resembles or follows the seed items: the weights for items apply, and usually `personal` is False.
     """
 
@@ -51,4 +53,5 @@ class RetrievalQuery:
     filters: Mapping[str, AttributeFilter] = field(default_factory=dict)
     intent: npt.NDArray[np.float32] | None = None
     personal: bool = True
+    context: Labels = ()
     about_seeds: bool = False

@@ -36,6 +36,8 @@ class SourceWeights(BaseModel):
     """Popular over all time; always asked to fill a list that the others leave short."""
     cluster: Weight = 0.0
     """What the group of users nearest in content takes; only while there are fewer events than `short_history`."""
+    declared: Weight = 0.4
+    """Items with the labels that the user declared or the request names; less with every event."""
 
     def of(self, source: Source) -> float:
         """Return the weight of `source`."""
@@ -60,10 +62,16 @@ class RetrievalSettings(BaseModel):
     """For users and seed lists with fewer events than that, but at least one."""
     cold_weights: SourceWeights = SourceWeights(semantic=1.0, trending=1.0, popular=1.0)
     """For users without history, seeds and intent: only popularity has something to say."""
+    declared_weights: SourceWeights = SourceWeights(semantic=0.25, trending=1.0, popular=1.0, declared=0.2)
+    """For the same users where they, or the request, named labels or said what they like."""
+    declared_events: int = Field(default=10, ge=1)
+    """Number of events and seeds from which a declaration counts for nothing; before, less with each."""
+    declared_weight: float = Field(default=0.5, ge=0)
+    """How much a declaration counts in the user's content vector, beside the whole history (1.0)."""
     search_weights: SourceWeights = SourceWeights(semantic=1.0, trending=0.1, popular=0.1)
     """For users without history and seeds who search: what they ask for, and among that what is popular."""
     item_weights: SourceWeights = SourceWeights(
-        semantic=0.0, collaborative=0.0, sequential=1.0, neighbours=0.0, repeat=0.0, similar=1.0
+        semantic=0.0, collaborative=0.0, sequential=1.0, neighbours=0.0, repeat=0.0, similar=1.0, declared=0.0
     )
     """For what is similar to an item: its content, and what people took after it."""
     short_history: int = Field(default=5, ge=1)

@@ -16,7 +16,19 @@ from models.behaviour.statistics import Statistics
 from models.candidates import Source
 from models.index import VectorIndex
 from models.media.layout import Layout
-from models.opinion import DenseOpinion, LinearOpinion, Mask, Opinion, RankedOpinion, Rows, Scores, SparseOpinion
+from models.opinion import (
+    DenseOpinion,
+    LinearOpinion,
+    Mask,
+    Opinion,
+    PositiveOpinion,
+    RankedOpinion,
+    Rows,
+    Scores,
+    SparseOpinion,
+)
+from models.retrieval.filters import AttributeMasks
+from models.retrieval.query import AttributeFilter
 from models.retrieval.settings import RetrievalSettings
 from models.retrieval.state import UserState
 
@@ -61,6 +73,15 @@ class VectorSpace:
         vectors = self.vectors[rows]
         return vectors if self._layout is None else self._layout.asked(vectors)
 
+    @property
+    def text_dimension(self) -> int:
+        """Length of the vectors that texts are embedded into."""
+        return int(self.vectors.shape[1]) if self._layout is None else self._layout.text
+
+    def of_text(self, vector: Scores) -> Scores:
+        """Return what to search with for the vector of a text, float32[text_dimension]."""
+        return vector if self._layout is None else self._layout.query(vector)
+
     def towards(self, query: Scores) -> Opinion:
         """Return the opinion "near `query`"."""
         if len(self.vectors) <= DENSE_BELOW:
@@ -73,7 +94,7 @@ class VectorSpace:
 
 
 class SemanticSource:
-    """Near in content to what the user took lately, and to what they search for."""
+    """Near in content to what the user took lately, to what they search for, and to what they said they like."""
 
     source = Source.semantic
 
@@ -81,7 +102,7 @@ class SemanticSource:
         self._space, self._settings = space, settings
 
     def vector(self, state: UserState) -> Scores | None:
-        """Return the user's unit vector, None without history and intent."""
+        """Return the user's unit vector, None without history, intent and declaration."""
         parts = []
         recent = state.rows[-self._settings.semantic_events :]
         if len(recent):
@@ -89,6 +110,8 @@ class SemanticSource:
             parts.append(_unit(taken))
         if state.intent is not None:
             parts.append(np.float32(self._settings.intent_weight) * state.intent)
+        if state.declared is not None:
+            parts.append(np.float32(self._settings.declared_weight) * state.declared)
         return _unit(np.sum(parts, axis=0)) if parts else None
 
     def opinion(self, state: UserState) -> Opinion | None:
@@ -246,6 +269,26 @@ class ClusterSource:
             return None
         rows, shares = self._clusters.items(self._clusters.nearest(vector))
         return SparseOpinion(rows, shares, self._items)
+
+
+class DeclaredSource:
+    """Carries labels that the user declared or the request names; a label counts by how much it tells (log N/n)."""
+
+    source = Source.declared
+
+    def __init__(self, masks: AttributeMasks, items: int) -> None:
+        """`masks` says which of the `items` carry a label."""
+        self._masks, self._items = masks, items
+
+    def opinion(self, state: UserState) -> Opinion | None:
+        """See `RetrievalSource.opinion`; labels that no item or every item carries say nothing."""
+        scores = np.zeros(self._items, np.float32)
+        for name, value in state.labels:
+            mask = self._masks.of_one(name, AttributeFilter((value,)))
+            carriers = int(np.count_nonzero(mask))
+            if carriers:
+                scores += mask * np.float32(np.log(self._items / carriers))
+        return PositiveOpinion(scores) if scores.any() else None
 
 
 class CountSource:

@@ -1,4 +1,4 @@
-"""The user's state as the sources read it: history as catalog rows with ages, seeds, intent.
+"""The user's state as the sources read it: history as catalog rows with ages, seeds, intent, what they declared.
 
 Built once per query by the engine. Knows nothing of scores.
 """
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.catalog import ItemCatalog
+from models.declared import Labels, strength
 from models.events import POSITIVE_TYPES, EventType
 from models.opinion import Rows
 from models.retrieval.query import RetrievalQuery
@@ -26,7 +27,9 @@ class UserState:
     `rows` int32 catalog rows (may repeat), `ages_ms` int64 before `now_ms`. `seeds` are the rows of the seed
     items alone. `refused` are rows the user hid or disliked after taking them last. `intent` is a vector of
     length 1 at most.
-    `unseen` says that the answer leaves out what they have touched.
+    `unseen` says that the answer leaves out what they have touched. `labels` (declared, or named by the request) and
+    `declared`, the vector of a declaration, of length 1 at most, shorter with every event; both are empty once there is
+    enough history.
     """
 
     rows: Rows
@@ -36,6 +39,9 @@ class UserState:
     now_ms: int
     intent: npt.NDArray[np.float32] | None
     unseen: bool = True
+    labels: Labels = ()
+    declared: npt.NDArray[np.float32] | None = None
+    strength: float = 0.0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -49,11 +55,20 @@ class UserState:
         return replace(self, rows=self.rows[known], ages_ms=self.ages_ms[known], seeds=seeds)
 
 
-def state_of(query: RetrievalQuery, catalog: ItemCatalog) -> UserState:
-    """Map the query's user to rows. Events after `now_ms` and unknown items do not exist."""
+def state_of(query: RetrievalQuery, catalog: ItemCatalog, *, dimension: int, declared_events: int) -> UserState:
+    """Map the query's user to rows. Events after `now_ms` and unknown items do not exist.
+
+    A declared vector that is not of `dimension` (that of texts) says nothing: another encoder made it.
+    """
     seeds = catalog.rows(query.seed_items)
     seeds = seeds[seeds >= 0]
     rows, ages, refused = _history(query, catalog)
+    left = strength(len(rows) + len(seeds), over=declared_events)
+    said = query.user.declared if query.personal else None
+    labels = query.context + (said.labels if said is not None else ())
+    vector = None if said is None or left <= 0 else said.vector
+    if vector is not None:
+        vector = np.asarray(vector * np.float32(left), np.float32) if len(vector) == dimension else None
     return UserState(
         rows=np.concatenate([rows, seeds]),
         ages_ms=np.concatenate([ages, np.zeros(len(seeds), np.int64)]),
@@ -62,6 +77,9 @@ def state_of(query: RetrievalQuery, catalog: ItemCatalog) -> UserState:
         now_ms=query.now_ms,
         intent=query.intent,
         unseen=query.exclude_seen,
+        labels=tuple(dict.fromkeys(labels)) if left > 0 else (),
+        declared=vector,
+        strength=left,
     )
 
 

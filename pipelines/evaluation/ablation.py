@@ -16,7 +16,7 @@ from models.retrieval.settings import RetrievalSettings, SourceWeights
 from pipelines.evaluation.protocol import Case, Split
 
 BY_STATE, ONE_WEIGHTING = "weights by state", "one weighting"
-ALWAYS = ("weights", "short_weights", "cold_weights", "search_weights")
+ALWAYS = ("weights", "short_weights", "cold_weights", "search_weights", "declared_weights")
 OPTIONAL = ("unseen_weights", "stale_weights")
 LENGTHS: dict[str, tuple[int, int | None]] = {
     "no events": (0, 0),
@@ -57,9 +57,11 @@ def used(settings: RetrievalSettings, source: Source) -> bool:
 def variants(settings: RetrievalSettings, *, repeats: bool) -> dict[str, RetrievalSettings]:
     """Return each source alone, then the merged settings without each source that has a weight.
 
-    Left out is what has nothing to say: `similar` without seeds, and `repeat` where touched items are not returned.
+    Left out is what has nothing to say: `similar` without seeds, `declared` without declarations, and `repeat` where
+    touched items are not returned.
     """
-    speaking = [s for s in SCORED_SOURCES if s is not Source.similar and (repeats or s is not Source.repeat)]
+    silent = {Source.similar, Source.declared} | (set() if repeats else {Source.repeat})
+    speaking = [s for s in SCORED_SOURCES if s not in silent]
     found = {f"only {s.name}": only(settings, s) for s in speaking}
     return found | {f"without {s.name}": without(settings, s) for s in speaking if used(settings, s)}
 

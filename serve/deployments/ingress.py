@@ -45,12 +45,8 @@ from serve.schemas import (
     ItemAnswer,
     ItemIn,
     ItemPatch,
-    LinkAnswer,
-    LinkRequest,
     ListAnswer,
     Problem,
-    ProfileAnswer,
-    ProfileRequest,
     RecommendAnswer,
     RecommendRequest,
     SimilarAnswer,
@@ -58,6 +54,7 @@ from serve.schemas import (
 from serve.settings import PipelineSettings
 from serve.signing import Signer
 from serve.stages import StoreEventSink, StoreProfiles
+from serve.user_schemas import DeclareAnswer, LinkAnswer, LinkRequest, ProfileAnswer, ProfileRequest, UserIn
 from serve.users import UserService
 from serve.wiring import Stages
 
@@ -135,7 +132,7 @@ class IngressDeployment:
                 executor=pool,
             ),
             items=ItemService(open_items(config), ports.encoder, self._releases),
-            users=UserService(StoreProfiles(self._store), self._releases, summaries),
+            users=UserService(StoreProfiles(self._store), self._releases, ports.encoder, summaries),
             later=LaterReasons(ports.explainer, decisions, reasons, self._metrics, settings),
             ready=Readiness(
                 self._store, self._releases, ports.explainer, tenants=api_keys().tenants, live=self._live
@@ -219,6 +216,11 @@ class IngressDeployment:
         """The items taken most of all time."""
         return await self._edge.ranking(request, "popular")
 
+    @app.put("/v1/users", response_model=DeclareAnswer, responses=_PROBLEMS, openapi_extra=body_of(UserIn))
+    async def declare(self, request: Request) -> Response:
+        """Replace what a user or a session declares of themselves; answered when that is durable."""
+        return await self._edge.declare(request)
+
     @app.post("/v1/users:link", response_model=LinkAnswer, responses=_PROBLEMS, openapi_extra=body_of(LinkRequest))
     async def link(self, request: Request) -> Response:
         """Merge an anonymous session into the user it turned out to be; answered when that is durable."""
@@ -252,4 +254,4 @@ class IngressDeployment:
                 self._metrics.unknown_items(tenant, count)
 
 
-describe(app, [RecommendRequest, EventIn, ItemIn, ItemPatch, LinkRequest, ProfileRequest])
+describe(app, [RecommendRequest, EventIn, ItemIn, ItemPatch, UserIn, LinkRequest, ProfileRequest])

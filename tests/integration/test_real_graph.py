@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from cluster.ledger import Ledger
+from pipelines.dataset import read_dataset
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 REPO = Path(__file__).resolve().parents[2]
@@ -185,6 +186,23 @@ def test_a_posted_search_steers_the_next_list_of_its_user_and_of_nobody_else(dep
     assert 0 <= profile.json()["search_age_ms"] < 60_000 and "robots" not in profile.text
     other = deployment.recommend(user_id=f"{user}-not", k=20, deadline_ms=5000).json()
     assert [i["item_id"] for i in other["items"]] == lists[0]
+
+
+def test_strangers_who_declare_different_tastes_get_different_lists(deployment: Deployment) -> None:
+    lists, catalog = {}, read_dataset(deployment.state / "data" / "movielens-100k").items
+    carriers = {g: {i.item_id for i in catalog if g in i.labels["genres"]} for g in ("Animation", "Film-Noir")}
+    for genre in ("Animation", "Film-Noir", None):
+        user = f"declares-{uuid.uuid4().hex[:8]}"
+        if genre is not None:
+            body = {"user_id": user, "attributes": {"genres": [genre]}}
+            answer = httpx.put(f"{deployment.url}/v1/users", json=body, timeout=30)
+            assert answer.status_code == 200 and answer.json()["known_labels"] == 1, answer.text
+        answer = deployment.recommend(user_id=user, k=10, deadline_ms=5000).json()
+        assert answer["degraded"] is False, answer["degraded_reasons"]
+        lists[genre] = {i["item_id"] for i in answer["items"]}
+    assert lists["Animation"] != lists["Film-Noir"]
+    for genre, carry in carriers.items():
+        assert len(lists[genre] & carry) > max(len(found & carry) for of, found in lists.items() if of != genre), lists
 
 
 def test_pages_never_repeat_an_item(deployment: Deployment) -> None:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from models.candidates import Candidates
+from models.declared import Declaration
 from models.events import Event, EventType
 from models.retrieval.query import RetrievalQuery
 from models.store.port import StoreTimeout, StoreUnavailable
@@ -59,6 +60,9 @@ class Failing(MemoryProfiles):
     async def link(self, *args, **named):
         raise self.error
 
+    async def declare(self, *args, **named):
+        raise self.error
+
 
 @pytest.mark.parametrize(
     ("error", "ours"), [(StoreUnavailable("at 10.0.0.7"), DependencyError), (StoreTimeout("late"), DeadlineExceeded)]
@@ -88,6 +92,7 @@ async def test_profiles_that_the_store_cannot_reach_are_a_failed_dependency(erro
     for call in (
         StoreProfiles(Failing(error)).link("main", "u1", "s1", now_ms=NOW),
         StoreProfiles(Failing(error)).read("main", "u1", None),
+        StoreProfiles(Failing(error)).declare("main", "u1", None, Declaration(), now_ms=NOW),
     ):
         with pytest.raises(DependencyError):
             await call

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from models.candidates import Candidates
+from models.declared import Declaration
 from models.encoder import HashEncoder
 from models.events import Event, EventType, session_owner
 from models.explain.explainer import ReasonWriter
@@ -232,6 +233,23 @@ async def test_profiles_are_read_by_user_or_session_and_by_tenant(profiles) -> N
     assert (await profiles.read("main", None, "s1")).item_ids == ("i01", "i02")
     for tenant, user, session in (("other", "u1", "s1"), ("main", "s1", "u1"), ("main", None, None)):
         assert not (await profiles.read(tenant, user, session)).known
+
+
+async def test_a_declaration_is_read_replaced_linked_and_taken_back(profiles) -> None:
+    old, new = Declaration((("genre", "Drama"),), None, NOW), Declaration((("genre", "Western"),), None, NOW + 1)
+    await profiles.declare("main", "u1", None, old, now_ms=NOW)
+    await profiles.declare("main", None, "s1", new, now_ms=NOW)
+    await profiles.declare("main", "u9", None, new, now_ms=NOW)
+    assert (await profiles.read("main", "u1", None)).declared == old
+    assert (await profiles.read("main", "u1", "s1")).declared == new
+    assert (await profiles.read("other", "u1", None)).declared is None
+    stranger = await profiles.read("main", "u9", None)
+    assert stranger.declared == new and not stranger.known
+    await profiles.link("main", "u1", "s1", now_ms=NOW)
+    found = await profiles.read("main", "u1", None)
+    assert found.declared == new and len(found) == 3
+    await profiles.declare("main", "u1", None, Declaration(), now_ms=NOW)
+    assert (await profiles.read("main", "u1", None)).declared is None
 
 
 async def test_a_session_is_linked_once_and_then_unknown(profiles) -> None:

@@ -60,6 +60,7 @@ class Edge:
         self.fetcher: Any = StoreFeatureFetcher(self)
         self.sink: Any = StoreEventSink(self)
         self.item_log = MemoryItemLog()
+        self.retrieval = RetrievalSettings()
         self.pool = ThreadPoolExecutor(1)
         self.records = ServedRecords(folder / "records", dropped=self.metrics.record_dropped)
 
@@ -79,6 +80,10 @@ class Edge:
         self._away()
         return await self.store.link(*args, **named)
 
+    async def declare(self, *args: Any, **named: Any) -> Any:
+        self._away()
+        return await self.store.declare(*args, **named)
+
     async def ping(self) -> None:
         self._away()
 
@@ -93,7 +98,7 @@ class Edge:
             self.store,
             lambda _: self.tiny.artifacts,
             tenants=self.keys.tenants,
-            settings=RetrievalSettings(),
+            settings=self.retrieval,
             warm=lambda _: None,
             items=ItemFollower(self.item_log, warm=lambda _: None),
         )
@@ -131,7 +136,7 @@ class Edge:
                 executor=self.pool,
             ),
             items=ItemService(self.item_log, self.encoder, self.releases),
-            users=UserService(StoreProfiles(self), self.releases),
+            users=UserService(StoreProfiles(self), self.releases, self.encoder),
             later=LaterReasons(self.explainer, self.decisions, self.reason_cache, self.metrics, self.settings),
             ready=Readiness(self, self.releases, self.explainer, tenants=self.keys.tenants, live=self.live).state,
             metrics=self.metrics,
@@ -170,6 +175,10 @@ class Edge:
         @app.get("/v1/items:trending")
         async def trending(request: Request) -> Response:
             return await edge.ranking(request, "trending")
+
+        @app.put("/v1/users")
+        async def declare(request: Request) -> Response:
+            return await edge.declare(request)
 
         @app.post("/v1/users:link")
         async def link(request: Request) -> Response:

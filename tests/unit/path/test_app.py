@@ -234,7 +234,7 @@ async def test_the_openapi_document_describes_bodies_answers_and_problems(http) 
         assert {"401", "404", "422", "503"} <= set(get["responses"])
         assert ("item_id" in path) == ("item_id" in [p["name"] for p in get["parameters"] if p["in"] == "path"])
     assert {"/v1/items:trending", "/v1/users:link", "/v1/users:profile"} <= set(document["paths"])
-    assert {"LinkRequest", "LinkAnswer", "ProfileRequest", "ProfileAnswer"} <= set(schemas)
+    assert {"LinkRequest", "LinkAnswer", "ProfileRequest", "ProfileAnswer", "UserIn", "DeclareAnswer"} <= set(schemas)
 
     def refs(node):
         if isinstance(node, dict):

@@ -59,12 +59,14 @@ async def test_the_wrong_method_is_a_405_that_names_the_right_one(http, path) ->
 
 
 async def test_answers_are_what_the_openapi_document_says(http, edge) -> None:
-    from serve.schemas import LinkAnswer, ListAnswer, ProfileAnswer, SimilarAnswer
+    from serve.schemas import ListAnswer, SimilarAnswer
+    from serve.user_schemas import DeclareAnswer, LinkAnswer, ProfileAnswer
 
     await edge.events({**CLICK, "user_id": "u1"})
     answers = {
         SimilarAnswer: await http.get("/v1/items/i05/similar"),
         ListAnswer: await http.get("/v1/items:popular"),
+        DeclareAnswer: await http.put("/v1/users", json={"user_id": "u1", "attributes": {"genre": "comedy"}}),
         LinkAnswer: await http.post("/v1/users:link", json={"user_id": "u1", "session_id": "s1"}),
         ProfileAnswer: await http.post("/v1/users:profile", json={"user_id": "u1"}),
     }

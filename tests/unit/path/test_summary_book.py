@@ -68,6 +68,6 @@ async def test_users_read_in_their_profile_what_was_written_about_them(edge, boo
 
     await book.keep("main", "u1", WORDS)
     await edge.events([{"event_id": "e1", "user_id": "u1", "item_id": "i05", "type": "like"}])
-    users = UserService(StoreProfiles(edge), edge.releases, book)
+    users = UserService(StoreProfiles(edge), edge.releases, edge.encoder, book)
     shown = await users.profile(ProfileRequest(user_id="u1"), tenant="main", request_id="r")
     assert shown["summary"] == f"{WORDS} Liked: Film 5 comedy."

@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.behaviour.als import AlsModel, fit_als
+from models.behaviour.blend import BlendedModel
 from models.behaviour.clusters import UserClusters, fit_clusters
 from models.behaviour.collaborative import CollaborativeModel
 from models.behaviour.ease import EaseModel, fit_ease
@@ -27,7 +28,9 @@ from models.events import EventLog
 from models.opinion import Scores
 
 _META, _DISCOVERY = "behaviour.json", "discovery"
-_MODELS: dict[str, type[EaseModel] | type[AlsModel]] = {EaseModel.kind: EaseModel, AlsModel.kind: AlsModel}
+_MODELS: dict[str, type[EaseModel] | type[AlsModel] | type[BlendedModel]] = {
+    model.kind: model for model in (EaseModel, AlsModel, BlendedModel)
+}
 
 
 class BehaviourSettings(BaseModel):
@@ -63,6 +66,8 @@ class BehaviourSettings(BaseModel):
     """The same regularisation for that one."""
     discovery_half_life_days: float | None = Field(default=20.0, gt=0)
     """Age after which a basket counts half in that one; null counts all alike."""
+    discovery_share: float | None = Field(default=None, gt=0)
+    """How much that one counts beside EASE (1.0), which it is added to then; null takes it alone."""
     als_dimension: int = Field(default=64, ge=1, le=1024)
     """Length of the ALS item factors."""
     als_rounds: int = Field(default=15, ge=1, le=200)
@@ -178,13 +183,17 @@ def behaviour_of(interactions: Interactions, settings: BehaviourSettings) -> Beh
 def _discovery(interactions: Interactions, settings: BehaviourSettings) -> CollaborativeModel | None:
     if not settings.discoveries or interactions.n_items > settings.ease_up_to_items:
         return None
-    return fit_next_basket(
+    lately = fit_next_basket(
         interactions,
         ridge=settings.discovery_ridge,
         half_life_days=settings.discovery_half_life_days,
         history_half_life_days=settings.basket_history_half_life_days,
         discoveries=True,
     )
+    if settings.discovery_share is None:
+        return lately
+    steady = fit_ease(interactions, ridge=settings.ease_ridge, half_life_days=settings.ease_half_life_days)
+    return BlendedModel(steady, lately, share=settings.discovery_share)
 
 
 def _collaborative(interactions: Interactions, settings: BehaviourSettings) -> CollaborativeModel:

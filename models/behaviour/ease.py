@@ -27,9 +27,13 @@ class EaseModel:
 
     def fold_in(self, rows: Rows, weights: Scores) -> Opinion:
         """See `CollaborativeModel.fold_in`."""
+        return DenseOpinion(self.scores(rows, weights))
+
+    def scores(self, rows: Rows, weights: Scores) -> Scores:
+        """Return float32[items] of the user whose items are `rows`, each counting `weights`."""
         if not len(rows):
-            return DenseOpinion(np.zeros(len(self._weights), np.float32))
-        return DenseOpinion(np.asarray(weights @ self._weights[rows], np.float32))
+            return np.zeros(len(self._weights), np.float32)
+        return np.asarray(weights @ self._weights[rows], np.float32)
 
     def save(self, folder: Path) -> None:
         """See `CollaborativeModel.save`."""

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.behaviour.behaviour import Behaviour, BehaviourSettings, fit_behaviour
+from models.behaviour.behaviour import Behaviour, BehaviourSettings, behaviour_of, fit_behaviour
+from models.behaviour.ease import fit_ease
 from models.behaviour.interactions import interactions_of
 from models.behaviour.next_basket import fit_next_basket
 from models.behaviour.statistics import fit_statistics
@@ -107,6 +108,26 @@ def test_answers_without_what_the_user_has_go_by_discoveries(catalog: ItemCatalo
         query = RetrievalQuery(n=1, now_ms=101 * DAY_MS, user=user, exclude_seen=exclude)
         first += catalog.item_ids(engine.retrieve(query).rows)
     assert first == ["i0", "i11"]
+
+
+def test_discoveries_blended_with_ease_are_the_sum_of_both_each_to_unit_variance(
+    catalog: ItemCatalog, tmp_path: Path
+) -> None:
+    data = interactions_of(shop(), catalog)
+    rows, weights = catalog.rows(["i0", "i10", "i0"]), np.array([0.5, 1.0, 0.25], np.float32)
+    alone = BehaviourSettings(discoveries=True, discovery_ridge=0.1, ease_ridge=5.0, ease_half_life_days=60.0)
+    blended = alone.model_copy(update={"discovery_share": 0.5})
+    behaviour_of(data, blended).save(tmp_path)
+    found = Behaviour.load(tmp_path)
+    lately = behaviour_of(data, alone).discovery.fold_in(rows, weights).of(np.arange(ITEMS))
+    ease = fit_ease(data, ridge=5.0, half_life_days=60.0)
+    steady = ease.fold_in(rows[:2], np.ones(2, np.float32)).of(np.arange(ITEMS))
+    wanted = steady / steady.std() + 0.5 * lately / lately.std()
+    opinion = found.discovery.fold_in(rows, weights)
+    np.testing.assert_allclose(opinion.of(np.arange(ITEMS)), wanted, rtol=1e-4, atol=1e-5)
+    assert opinion.top(1, np.ones(ITEMS, bool)).tolist() == [int(np.argmax(wanted))]
+    nobody = found.discovery.fold_in(np.empty(0, np.int32), np.empty(0, np.float32))
+    assert nobody.spread == 0.0 and not nobody.of(np.arange(ITEMS)).any()
 
 
 def test_late_baskets_count_more(catalog: ItemCatalog) -> None:

@@ -225,14 +225,19 @@ def bundle_in_memory(
     settings: RetrievalSettings,
     ranker: CrossEncoder | None = None,
     layout: Layout | None = None,
+    engine: RetrievalEngine | None = None,
 ) -> ReleaseBundle:
-    """Return a bundle of parts that were just fitted and never written: what evaluation serves from."""
+    """Return a bundle of parts that were just fitted and never written: what evaluation serves from.
+
+    An `engine` over the same parts is taken where there is one already.
+    """
     from models.index import FlatIndex
     from models.retrieval.engine import RetrievalEngine
 
     bundle = ReleaseBundle(Release({}), {}, catalog, embeddings, settings, layout=layout)
-    parts = (FlatIndex(embeddings), behaviour, statistics, settings)
-    engine = RetrievalEngine(catalog, embeddings, *parts, layout=layout)
+    if engine is None:
+        parts = (FlatIndex(embeddings), behaviour, statistics, settings)
+        engine = RetrievalEngine(catalog, embeddings, *parts, layout=layout)
     # A cached property reads the instance's dictionary first, so this is where the parts belong.
     bundle.__dict__.update(behaviour=behaviour, statistics=statistics, engine=engine, ranker=ranker or RetrievalOrder())
     return bundle

@@ -7,6 +7,7 @@ safe and free of effects: the same query gives the same candidates. Called by se
 from __future__ import annotations
 
 from bisect import bisect_left
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -109,6 +110,17 @@ class RetrievalEngine:
             raise ValueError(f"statistics of {len(statistics)} items for a catalog of {len(self.catalog)}")
         # One assignment: a query that runs sees the old sources or the new ones.
         self._sources = {**self._sources, **{s.source: s for s in self._counting(statistics)}}
+
+    def reweighted(self, settings: RetrievalSettings) -> RetrievalEngine:
+        """Return this engine under other weights; it shares the sources with this one.
+
+        Raises ValueError where `settings` differ in more than weights: sources were made with the rest.
+        """
+        if _beside_weights(settings) != _beside_weights(self.settings):
+            raise ValueError("the settings differ in more than weights: build an engine with them")
+        other = copy(self)
+        other.settings = settings
+        return other
 
     def retrieve(self, query: RetrievalQuery) -> Candidates:
         """Return up to `query.n` candidates, best first, ties by item id; empty when nothing is allowed."""
@@ -222,6 +234,10 @@ def _weights_for(settings: RetrievalSettings, query: RetrievalQuery, state: User
     if query.exclude_seen and settings.unseen_weights is not None:
         return settings.unseen_weights
     return settings.weights
+
+
+def _beside_weights(settings: RetrievalSettings) -> dict[str, object]:
+    return settings.model_dump(exclude={name for name in RetrievalSettings.model_fields if name.endswith("weights")})
 
 
 def _known(rows: Rows) -> Rows:

@@ -76,20 +76,33 @@ def evaluate(
     seeds: Sequence[int] = SEEDS,
     k: int = 10,
     progress: Callable[[str], None] = lambda line: None,
+    bar: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Ask every method every case of `split(seed)` for each seed; figures are means over seeds, then users.
+
+    All methods are asked about a case before the next, so that they may share what they find out. `bar(done, total)`
+    hears of cases asked.
 
     Raises ValueError when a method returns an item twice in one list: it would score a hit twice.
     """
     collected = {name: _Collected() for name in methods}
     cases = 0
-    for seed in seeds:
+    for at, seed in enumerate(seeds):
         held = split(seed)
         cases = len(held.cases)
         taken = Counter(held.train.item_ids.tolist())
+        recommend = {}
         for name, build in methods.items():
             progress(f"seed {seed}: {name}")
-            _ask(collected[name], build(held.train), held.cases, k, len(catalog), taken)
+            recommend[name] = build(held.train)
+        lists: dict[str, list[list[str]]] = {name: [] for name in methods}
+        for done, case in enumerate(held.cases, start=1):
+            for name in methods:
+                lists[name].append(_ask(collected[name], recommend[name], case, k))
+            bar(at * cases + done, len(seeds) * cases)
+        for name, found in lists.items():
+            collected[name].coverage.append(coverage(found, len(catalog)))
+            collected[name].novelty.append(novelty(found, taken))
     users = sorted({u for c in collected.values() for u in c.by_user})
     scores = {
         name: np.array([np.mean(c.by_user[u], axis=0) for u in users]).reshape(len(users), len(METRICS))
@@ -112,15 +125,9 @@ def query_of(case: Case, k: int) -> RetrievalQuery:
     return RetrievalQuery(n=k, now_ms=case.now_ms, user=case.user, exclude_seen=not case.repeats)
 
 
-def _ask(
-    into: _Collected, recommend: Recommend, cases: Sequence[Case], k: int, items: int, taken: Counter[str]
-) -> None:
-    lists = []
-    for case in cases:
-        answer = list(recommend(query_of(case, k), k))[:k]
-        if len(set(answer)) != len(answer):
-            raise ValueError("a method returned an item twice in one list")
-        lists.append(answer)
-        into.by_user.setdefault(case.user_id, []).append(score_list(answer, case.targets, k))
-    into.coverage.append(coverage(lists, items))
-    into.novelty.append(novelty(lists, taken))
+def _ask(into: _Collected, recommend: Recommend, case: Case, k: int) -> list[str]:
+    answer = list(recommend(query_of(case, k), k))[:k]
+    if len(set(answer)) != len(answer):
+        raise ValueError("a method returned an item twice in one list")
+    into.by_user.setdefault(case.user_id, []).append(score_list(answer, case.targets, k))
+    return answer

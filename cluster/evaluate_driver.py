@@ -1,0 +1,195 @@
+"""Methods of an evaluation that answer through the real `RecommendationPipeline`, its stages in this process.
+
+Each is fitted on the log it is given and on nothing else; the ranker too is trained on it. Weightings of the same
+sources share one engine and what it found out. Called by `cluster.evaluate`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from cluster.config import Settings
+from cluster.console import Pace
+from models.bundle import ReleaseBundle, bundle_in_memory
+from models.catalog import ItemCatalog
+from models.encoder import HashEncoder
+from models.events import EventLog
+from models.features import ANONYMOUS, RECENT_EVENTS, UserFeatures
+from models.rankers.port import CrossEncoder
+from models.retrieval.query import RetrievalQuery
+from models.retrieval.settings import RetrievalSettings
+from pipelines.evaluation.ablation import BY_STATE, ONE_WEIGHTING, uniform, variants
+from pipelines.evaluation.baselines import Build, Recommend
+from pipelines.evaluation.evaluate import Report, evaluate
+from pipelines.evaluation.protocol import Split
+from pipelines.evaluation.shared import LastQuestion, SharedEngine
+from serve.context import RequestContext, StageCall
+from serve.deadline import Deadline
+from serve.pipeline import RecommendationPipeline
+from serve.runner import SilentRecorder
+from serve.schemas import RecommendRequest
+from serve.settings import PipelineSettings, StageBudget
+from serve.stages import EngineRetriever, ModelRanker, TextQueryEncoder
+
+MERGED, FUSED, SUMMARISED = "merged retrieval", "fused ranking", "with interests"
+_PATIENCE_MS = 60_000
+Tell = Callable[[str], None]
+Splits = Callable[[int], Split]
+"""From a tie seed to a split."""
+
+
+class Driver:
+    """Builds methods that answer through the pipeline."""
+
+    def __init__(
+        self, settings: Settings, catalog: ItemCatalog, embeddings: np.ndarray, tell: Tell, pace: Pace
+    ) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._embeddings = embeddings
+        self._tell, self._pace = tell, pace
+        self._fits: dict[int, tuple[EventLog, ReleaseBundle, LastQuestion]] = {}
+        self._given = GivenFeatures()
+        self._loop = asyncio.new_event_loop()
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        patient = StageBudget(budget_ms=_PATIENCE_MS)
+        self._pipeline_settings: PipelineSettings = settings.serve.pipeline.model_copy(
+            update={stage: patient for stage in ("features", "query", "retrieve", "rank")}
+        )
+
+    def methods(self, *, ablate: bool, summarised: bool = False) -> dict[str, Build]:
+        """Return merged retrieval and, where one is trained, fused ranking.
+
+        With `ablate` variants of sources too, with `summarised` merged retrieval that hears interests in words, whole
+        and at a third of their weight.
+        """
+        found: dict[str, Build] = {}
+        if ablate:
+            changed = variants(self._settings.models.retrieval, repeats=not self._pipeline_settings.exclude_seen)
+            found = {name: self._build(retrieval) for name, retrieval in changed.items()}
+        found[MERGED] = self._build(self._settings.models.retrieval)
+        if summarised:
+            for share in (1.0, 0.3):
+                name = f"{SUMMARISED} x {share:g}"
+                found[name] = self._build(self._settings.models.retrieval, heard=share)
+        if self._settings.pipelines.train_ranker:
+            found[FUSED] = self._build(self._settings.models.retrieval, ranked=True)
+        return found
+
+    def ask(self, question: str, split: Splits, methods: Mapping[str, Build], seeds: Sequence[int]) -> Report:
+        """Ask all methods every case of a question, and tell how far that is."""
+        self._tell(question)
+        bar = partial(self._pace.report, question)
+        return evaluate(split, self._catalog, methods, seeds=seeds, progress=self._tell, bar=bar)
+
+    def weightings(self) -> dict[str, Build]:
+        """Return merged retrieval with weights by the user's state, and with one weighting for everybody."""
+        retrieval = self._settings.models.retrieval
+        return {BY_STATE: self._build(retrieval), ONE_WEIGHTING: self._build(uniform(retrieval))}
+
+    def close(self) -> None:
+        """Release the loop and the thread."""
+        self._pool.shutdown()
+        self._loop.close()
+
+    def _build(self, retrieval: RetrievalSettings, *, ranked: bool = False, heard: float = 0.0) -> Build:
+        def build(train: EventLog) -> Recommend:
+            fitted, memory = self._fitted(train)
+            behaviour, statistics = fitted.behaviour, fitted.statistics
+            ranker = self._train(train, statistics) if ranked else None
+            engine = SharedEngine(fitted.engine, retrieval, memory)
+            parts = (self._catalog, self._embeddings, behaviour, statistics)
+            bundle = bundle_in_memory(*parts, settings=retrieval, ranker=ranker, engine=engine)
+            return self._recommend(bundle, heard)
+
+        return build
+
+    def _fitted(self, train: EventLog) -> tuple[ReleaseBundle, LastQuestion]:
+        """Fit what every variant of the weights reads, once per training log."""
+        from models.behaviour.behaviour import fit_behaviour
+        from models.behaviour.statistics import fit_statistics
+
+        if id(train) not in self._fits:
+            of = self._settings.pipelines
+            behaviour = fit_behaviour(train, self._catalog, of.behaviour, vectors=self._embeddings)
+            statistics = fit_statistics(train, self._catalog, half_life_days=of.popularity_half_life_days)
+            parts = (self._catalog, self._embeddings, behaviour, statistics)
+            bundle = bundle_in_memory(*parts, settings=self._settings.models.retrieval)
+            # The log is kept too: an id says nothing about an object that is gone.
+            self._fits[id(train)] = (train, bundle, LastQuestion())
+        return self._fits[id(train)][1:]
+
+    def _train(self, train: EventLog, statistics: object) -> CrossEncoder:
+        from models.rankers.load import load_ranker
+        from pipelines.training.train import train_ranker
+
+        pipelines = self._settings.pipelines
+        with tempfile.TemporaryDirectory() as folder:
+            metrics = train_ranker(
+                train,
+                self._catalog,
+                self._embeddings,
+                Path(folder),
+                settings=pipelines.training,
+                retrieval=self._settings.models.retrieval,
+                behaviour=pipelines.behaviour,
+                half_life_days=pipelines.popularity_half_life_days,
+                seed=pipelines.seed,
+            )
+            self._tell(f"ranker: {metrics}")
+            return load_ranker(Path(folder), self._catalog, self._embeddings, statistics)  # type: ignore[arg-type]
+
+    def _recommend(self, bundle: ReleaseBundle, heard: float) -> Recommend:
+        given = GivenFeatures(heard) if heard else self._given
+
+        def bundle_of(tenant: str, release_id: str) -> ReleaseBundle:
+            return bundle
+
+        pipeline = RecommendationPipeline(
+            fetcher=given,
+            encoder=TextQueryEncoder(HashEncoder(), self._pool),
+            retriever=EngineRetriever(bundle_of, self._pool),
+            ranker=ModelRanker(bundle_of, self._pool),
+            bundle_of=bundle_of,
+            settings=self._pipeline_settings,
+            recorder=SilentRecorder(),
+        )
+
+        def recommend(query: RetrievalQuery, k: int) -> Sequence[str]:
+            given.user = query.user
+            ctx = RequestContext("evaluation", "main", "", Deadline.after_ms(_PATIENCE_MS), query.now_ms)
+            request = RecommendRequest(user_id="evaluation", k=k, exclude_seen=query.exclude_seen)
+            slate = self._loop.run_until_complete(pipeline.recommend(ctx, request))
+            if ctx.degraded:
+                raise RuntimeError(f"a degraded answer must not be scored: {ctx.degraded}")
+            return slate.item_ids
+
+        return recommend
+
+
+class GivenFeatures:
+    """A `FeatureFetcher` that returns the user of the case at hand, with as many events as a store would hold.
+
+    What the case says of interests in words is shortened to `heard` of its length; 0 leaves it out.
+    """
+
+    def __init__(self, heard: float = 0.0) -> None:
+        self.user, self._heard = ANONYMOUS, np.float32(heard)
+        self._last: tuple[UserFeatures, UserFeatures] = (ANONYMOUS, ANONYMOUS)
+
+    async def fetch(self, call: StageCall, user_id: str | None, session_id: str | None) -> UserFeatures:
+        """See `FeatureFetcher.fetch`."""
+        # The same object for the same case: engines remember by it what they found out.
+        if self._last[0] is not self.user:
+            user = self.user.take(np.arange(len(self.user))[-RECENT_EVENTS:])
+            intent = user.intent if self._heard and user.intent is not None else None
+            self._last = (self.user, replace(user, intent=None if intent is None else intent * self._heard))
+        return self._last[1]

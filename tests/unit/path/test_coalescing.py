@@ -187,7 +187,8 @@ async def test_the_sender_ends_a_call_whose_callee_never_answers_and_uses_the_sl
     results = await asyncio.gather(*stuck, return_exceptions=True)
     assert all(isinstance(r, DeadlineExceeded) for r in results)
     assert await waiting == 2
-    assert time.monotonic() - started < 2 and cancelled == [[0], [1]]
+    # Both deadlines may pass within one turn of the loop, in either order.
+    assert time.monotonic() - started < 2 and sorted(cancelled) == [[0], [1]]
 
 
 async def test_a_member_with_little_time_does_not_wait_for_neighbours_with_more() -> None:

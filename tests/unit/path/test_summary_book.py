@@ -64,7 +64,7 @@ async def test_what_is_no_plain_text_is_not_believed(book: SummaryBook, cache: M
 
 
 async def test_users_read_in_their_profile_what_was_written_about_them(edge, book: SummaryBook) -> None:
-    from serve.schemas import ProfileRequest
+    from serve.user_schemas import ProfileRequest
 
     await book.keep("main", "u1", WORDS)
     await edge.events([{"event_id": "e1", "user_id": "u1", "item_id": "i05", "type": "like"}])

@@ -101,3 +101,20 @@ class ServeMetrics:
     def _observe(histogram: Any, seconds: float, **tags: str) -> None:
         # Ray refuses 0, and a stage that was skipped took none.
         histogram.observe(max(seconds, 1e-9), tags=tags)
+
+
+class RankMetrics:
+    """Counters of a ranker replica."""
+
+    def __init__(self) -> None:
+        from ray.util import metrics
+
+        self._dropped = metrics.Counter(
+            "raycommend_rank_dropped_total",
+            description="Requests given up before they were ranked: their time was up, or their caller had left.",
+            tag_keys=("reason",),
+        )
+
+    def dropped(self, reason: str) -> None:
+        """Count a request that was not computed."""
+        self._dropped.inc(1.0, tags={"reason": reason})

@@ -27,6 +27,7 @@ from models.retrieval.query import RetrievalQuery
 from models.store.port import EventStatus, OnlineStore, StoreError, StoreTimeout
 from models.store.profiles import Linked, ProfileStore
 from serve.context import StageCall
+from serve.continuous import ContinuousBatcher
 from serve.errors import ContractViolation, DeadlineExceeded, DependencyError, RecommendError
 from serve.ports import ReasonTask, Scores
 
@@ -132,11 +133,12 @@ class EngineRetriever:
 
 
 class ModelRanker:
-    """Runs the ranker of the pinned release in an executor."""
+    """Runs the ranker of the pinned release in an executor, many requests in turns (see `continuous`)."""
 
-    def __init__(self, bundle_of: BundleOf, executor: Executor) -> None:
+    def __init__(self, bundle_of: BundleOf, executor: Executor, **batching: Any) -> None:
+        """`batching` are the limits of `ContinuousBatcher`."""
         self._bundle_of = bundle_of
-        self._executor = executor
+        self.batcher = ContinuousBatcher(executor, **batching)
 
     async def score(self, call: StageCall, query: RetrievalQuery, candidates: Candidates) -> Scores:
         """See `Ranker.score`. Raises ContractViolation when the model breaks the length contract.
@@ -144,19 +146,16 @@ class ModelRanker:
         Items so new that this replica has not heard of them get no score for now.
         """
         bundle = self._bundle_of(call.tenant, call.release_id)
-
-        def score() -> Scores:
-            known = candidates.rows < len(bundle.catalog)
-            if known.all():
-                return Scores(bundle.ranker.score(query, candidates), bundle.ranker.score_kind)
-            values = np.full(len(candidates), np.nan, np.float32)
-            values[known] = bundle.ranker.score(query, candidates.take(known))
-            return Scores(values, bundle.ranker.score_kind)
-
-        scores: Scores = await _computed(self._executor, score)
-        if len(scores.values) != len(candidates):
-            raise ContractViolation(f"ranker returned {len(scores.values)} scores for {len(candidates)} candidates")
-        return scores
+        known = candidates.rows < len(bundle.catalog)
+        wanted = candidates if known.all() else candidates.take(known)
+        found, kind = await self.batcher.score(bundle, query, wanted, call.remaining_ms)
+        if len(found) != len(wanted):
+            raise ContractViolation(f"ranker returned {len(found)} scores for {len(wanted)} candidates")
+        if wanted is candidates:
+            return Scores(found, kind)
+        values = np.full(len(candidates), np.nan, np.float32)
+        values[known] = found
+        return Scores(values, kind)
 
 
 class TextQueryEncoder:

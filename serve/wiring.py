@@ -18,6 +18,11 @@ from serve.settings import DeploymentSettings, ServeSettings
 from serve.stages import BundleOf, EngineRetriever, ModelRanker, StoreFeatureFetcher, TextQueryEncoder
 
 
+def turns(of: ServeSettings) -> dict[str, int]:
+    """Return the limits of the batcher of a ranker replica."""
+    return {"step_tokens": of.rank_step_tokens, "max_waiting": of.ranker.max_ongoing_requests}
+
+
 @dataclass(frozen=True)
 class Ports:
     """One implementation per port."""
@@ -63,7 +68,9 @@ class Stages:
             retriever=EngineRetriever(bundle_of, executor)
             if self.retriever is None
             else RetrieverClient(self.retriever, **bounds(settings.retriever)),
-            ranker=ModelRanker(bundle_of, executor) if self.ranker is None else RankerClient(self.ranker),
+            ranker=ModelRanker(bundle_of, executor, workers=settings.ingress.threads, **turns(settings))
+            if self.ranker is None
+            else RankerClient(self.ranker),
             explainer=ExplainerClient(self.explainer),
         )
 

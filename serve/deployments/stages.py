@@ -24,8 +24,10 @@ from serve.deployments.replica import (
     warm_ranking,
     warm_retrieval,
 )
+from serve.metrics import RankMetrics
 from serve.ports import Scores
 from serve.stages import EngineRetriever, ModelRanker, StoreFeatureFetcher, TextQueryEncoder
+from serve.wiring import turns
 
 
 def replica_name() -> str:
@@ -88,7 +90,14 @@ class RankerDeployment:
     async def __init__(self, config: ReplicaConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         check_packages(config)
         self._releases = await follow_releases(config, open_store(config), warm_ranking)
-        self._ranker = ModelRanker(self._releases.bundle, executor(config.settings.ranker.threads, "ranker"))
+        of = config.settings.ranker
+        self._ranker = ModelRanker(
+            self._releases.bundle,
+            executor(of.threads, "ranker"),
+            workers=of.threads,
+            on_drop=RankMetrics().dropped,
+            **turns(config.settings),
+        )
 
     async def score(self, call: StageCall, query: RetrievalQuery, candidates: Candidates) -> Scores:
         """Score one request's candidates."""

@@ -123,7 +123,11 @@ class OfflineRecommender:
         release = Release.from_json(given.release)
         artifacts = Workspace(settings).artifacts()
         bundle = load_bundle(
-            artifacts, release, settings=settings.models.retrieval, encoder=settings.models.encoder.uri
+            artifacts,
+            release,
+            settings=settings.models.retrieval,
+            encoder=settings.models.encoder.uri,
+            ranking=settings.models.ranker,
         )
         fetcher, self._bundle = self._loop.run_until_complete(_opened(settings, given, bundle))
 

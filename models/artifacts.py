@@ -69,6 +69,11 @@ class ArtifactStore:
         self._cache = cache / tenant
 
     @property
+    def node(self) -> Path:
+        """A local folder of this node for what it finds out about artifacts; it may not exist yet."""
+        return self._cache / "node"
+
+    @property
     def place(self) -> tuple[Any, str]:
         """The fsspec filesystem and the folder in it that hold this tenant's artifacts."""
         return self._fs, self._root

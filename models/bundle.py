@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from models.behaviour.statistics import Statistics
     from models.items.change import Numbered
     from models.items.live import LiveItems
+    from models.rankers.settings import RankerSettings
     from models.rankers.weighing import FeatureWeights
     from models.retrieval.engine import RetrievalEngine
     from models.retrieval.filters import AttributeMasks
@@ -51,6 +52,10 @@ class ReleaseBundle:
     layout: Layout | None = None
     """Where pictures and sounds lie in the vectors; None for vectors of texts alone."""
     alone: ReleaseBundle | None = None
+    ranking: RankerSettings | None = None
+    """How rankers are computed here; None leaves it to their artifacts."""
+    node: Path | None = None
+    """Where this node keeps what it measured; None keeps nothing."""
 
     @property
     def release_id(self) -> str:
@@ -204,7 +209,18 @@ class ReleaseBundle:
 
         if "ranker" not in self.folders:
             return RetrievalOrder()
-        return load_ranker(self.folders["ranker"], self.catalog, self.embeddings, self.statistics)
+        if self.alone is not None and (grown := getattr(self.alone.ranker, "over", None)) is not None:
+            # Reads texts and nothing else of a release: items that change cost it no second model.
+            return grown(self.catalog)  # type: ignore[no-any-return]
+        compute = self.ranking.compute if self.ranking else None
+        return load_ranker(
+            self.folders["ranker"],
+            self.catalog,
+            self.embeddings,
+            self.statistics,
+            compute=compute,
+            choices=self.node,
+        )
 
     @cached_property
     def feature_weights(self) -> FeatureWeights | None:
@@ -244,11 +260,17 @@ def bundle_in_memory(
 
 
 def load_bundle(
-    store: ArtifactStore, release: Release, *, settings: RetrievalSettings, encoder: str | None = None
+    store: ArtifactStore,
+    release: Release,
+    *,
+    settings: RetrievalSettings,
+    encoder: str | None = None,
+    ranking: RankerSettings | None = None,
 ) -> ReleaseBundle:
     """Pull, verify and map every artifact of `release`. Raises ArtifactError naming the artifact and file.
 
-    `encoder` is the URI of what embeds queries here: vectors of another one are refused.
+    `encoder` is the URI of what embeds queries here: vectors of another one are refused. `ranking` says how this
+    machine computes rankers.
     """
     from models.items.folded import withheld_rows
     from models.items.live import LiveItems
@@ -269,7 +291,9 @@ def load_bundle(
     if layout is not None and layout.dimension != embeddings.shape[1]:
         raise ArtifactError(f"{vectors.ref}: {embeddings.shape[1]} dimensions, its layout has {layout.dimension}")
     folders = {kind: artifact.path for kind, artifact in artifacts.items()}
-    bundle = ReleaseBundle(release, folders, catalog, embeddings, settings, layout=layout)
+    bundle = ReleaseBundle(
+        release, folders, catalog, embeddings, settings, layout=layout, ranking=ranking, node=store.node
+    )
     try:
         withheld = withheld_rows(artifacts["catalog"].path, catalog)
     except ValueError as error:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from models.hub import DEFAULT_ENCODER_URI, DEFAULT_GENERATOR_URI
 from models.media.settings import MediaSettings
+from models.rankers.settings import RankerSettings
 from models.retrieval.settings import RetrievalSettings
 
 GrammarLevel = Literal["closed", "open"]
@@ -53,15 +54,6 @@ class GeneratorSettings(_Section):
     """Scheduling priority of the engine's processes, so that lists come before reasons on a small machine."""
     max_pending: int = Field(64, ge=1)
     """Reasons under way or waiting in one replica; beyond that templates answer at once."""
-
-
-class RankerSettings(_Section):
-    """The cross-encoder."""
-
-    backend: Literal["compressed", "text"] = "compressed"
-    """`compressed` attends over cached item tokens; `text` reads profile and item text with a transformers model."""
-    text_uri: str | None = None
-    """The sequence-classification model of the `text` back end."""
 
 
 class ModelSettings(_Section):

@@ -58,6 +58,7 @@ def build(args: Mapping[str, Any]) -> Any:
         package_root=str(Path(our_package.__file__ or "").resolve().parent.parent),
         store_cluster=given.store_cluster,
         encoder_uri=given.models.encoder.uri,
+        ranking=given.models.ranker,
         reason_model=model_of(Path(given.generator_folder), given.models.generator.grammar),
     )
     encoder = given.models.encoder

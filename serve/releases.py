@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from models.artifacts import ArtifactStore
 from models.bundle import ReleaseBundle, load_bundle
+from models.rankers.settings import RankerSettings
 from models.releases import Release
 from models.retrieval.settings import RetrievalSettings
 from models.store.board import ReleaseBoard, Standing
@@ -40,11 +41,13 @@ class ReleaseHolder:
         items: ItemFollower | None = None,
         board: ReleaseBoard | None = None,
         encoder: str | None = None,
+        ranking: RankerSettings | None = None,
     ) -> None:
         """`artifacts(tenant)` opens the artifact store of a tenant; `items` keeps releases up to the item log.
 
         On the `board` this replica finds proposed releases and says what it holds; None waits for the pointer alone.
-        `encoder` is the URI of what embeds queries: a release of another one is refused.
+        `encoder` is the URI of what embeds queries: a release of another one is refused. `ranking` says how rankers
+        are computed here.
         """
         self._store = store
         self._artifacts = artifacts
@@ -54,6 +57,7 @@ class ReleaseHolder:
         self._items = items
         self._board = board
         self._encoder = encoder
+        self._ranking = ranking
         self._replica = uuid.uuid4().hex[:12]
         self._prepared: dict[str, ReleaseBundle] = {}
         self._doubts: dict[str, tuple[str, str]] = {}  # by tenant: a proposed release that was not loaded, and why
@@ -209,7 +213,9 @@ class ReleaseHolder:
 
     def _load(self, tenant: str, text: str) -> ReleaseBundle:
         release = Release.from_json(text)
-        bundle = load_bundle(self._artifacts(tenant), release, settings=self._settings, encoder=self._encoder)
+        bundle = load_bundle(
+            self._artifacts(tenant), release, settings=self._settings, encoder=self._encoder, ranking=self._ranking
+        )
         self._warm(bundle)
         return bundle
 

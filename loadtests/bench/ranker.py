@@ -3,15 +3,15 @@
 `compressed`: the latest release's own ranker on its users' last requests, alone, on every core, and by 16 callers at
 once beside a queue that is simulated with the service times of the same round. `text`: the very same pairs, weights,
 token limit and threads through `sentence_transformers.CrossEncoder.predict`, kept scores off. Called by the harness.
+The texts are in `ranker_text`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from cluster.workspace import Workspace
 from loadtests import stats
 from loadtests.bench.harness import BenchContext
 from loadtests.bench.measures import measure
+from loadtests.bench.ranker_text import LIST, Asked, compare
 from loadtests.bench.targets import Aim
 from loadtests.schedule import LoadError
 from loadtests.stats import Estimate
@@ -32,20 +33,12 @@ from models.bundle import ReleaseBundle, load_bundle
 from models.candidates import SCORED_SOURCES, Candidates
 from models.catalog import ItemCatalog
 from models.rankers.compressed import CompressedRanker
-from models.rankers.profile_text import profile_text
-from models.rankers.text import TextRanker
 from models.retrieval.query import RetrievalQuery
 from models.threads import linear_algebra_threads
 from pipelines.dataset import Dataset
 from serve.context import StageCall
 from serve.stages import ModelRanker
 
-Asked = list[tuple[RetrievalQuery, Candidates]]
-_ENGINES = ("transformers", "packed", "int8")
-_LIBRARY = "library"
-_HEAD_SCALE = 0.2
-_LIST = 24
-"""Candidates of a request in the comparison of texts."""
 _PATIENCE_MS = 60_000.0
 
 
@@ -103,11 +96,11 @@ def bench(context: BenchContext) -> None:
         _compressed(context, options, bundle, asked)
     if options.text:
         with linear_algebra_threads(os.cpu_count() or 1):
-            catalog, some = bundle.catalog, [(query, found.take(np.arange(_LIST))) for query, found in asked]
+            catalog, some = bundle.catalog, [(query, found.take(np.arange(LIST))) for query, found in asked]
             if options.texts is not None:
                 catalog, some = _strangers(workspace.dataset(options.texts), options)
             context.facts["texts"] = options.texts or dataset.name
-            _text(context, options, workspace.encoder_folder(), catalog, some)
+            compare(context, workspace.encoder_folder(), catalog, some[: max(1, options.pairs // LIST)])
 
 
 def _requests(bundle: ReleaseBundle, events: Any, count: int) -> Asked:
@@ -134,8 +127,8 @@ def _strangers(dataset: Dataset, options: Options) -> tuple[ItemCatalog, Asked]:
     for history in histories(dataset.events):
         if len(asked) == options.requests:
             break
-        query = RetrievalQuery(n=_LIST, now_ms=int(history.timestamps_ms[-1]), user=history.before(len(history) - 1))
-        rows = rng.choice(len(catalog), min(_LIST, len(catalog)), replace=False).astype(np.int32)
+        query = RetrievalQuery(n=LIST, now_ms=int(history.timestamps_ms[-1]), user=history.before(len(history) - 1))
+        rows = rng.choice(len(catalog), min(LIST, len(catalog)), replace=False).astype(np.int32)
         width, n = len(SCORED_SOURCES), len(rows)
         nothing = np.zeros((n, width), np.float32), np.zeros(n, np.float32)
         asked.append((query, Candidates(rows, np.zeros(n, np.uint16), *nothing)))
@@ -186,82 +179,6 @@ async def _concurrently(bundle: ReleaseBundle, asked: Asked, callers: int) -> li
 
         await asyncio.gather(*(caller() for _ in range(callers)))
     return times
-
-
-def _text(context: BenchContext, options: Options, encoder: Path, catalog: ItemCatalog, asked: Asked) -> None:
-    """Time each engine on the same pairs; a speed-up is the library's time over the engine's, round by round."""
-    some = asked[: max(1, options.pairs // _LIST)]
-    with tempfile.TemporaryDirectory() as folder:
-        model = _fresh_cross_encoder(encoder, Path(folder))
-        for limit in (64, 128):
-            arms = {_LIBRARY: _library(model, catalog, some, limit)}
-            for name in _ENGINES:
-                arms[name] = _ours(model, catalog, some, limit, name)
-            raw = context.interleave(f"text-{limit}", arms, max_s=300.0)
-            for name in (_LIBRARY, *_ENGINES):
-                context.target(f"text_{name}_pairs_per_s_{limit}", "arm", raw, name=name)
-            aim = Aim(at_least=1.6 if limit == 64 else 1.8)
-            context.target(
-                f"text_int8_agreement_{limit}", "array_mean", _agreement(context, model, catalog, some, limit)
-            )
-            # Speed in pairs/s: ours over the library's.
-            context.target(f"text_speedup_{limit}", "paired_ratio", raw, over="int8", under=_LIBRARY, aim=aim)
-            context.target(f"text_exact_speedup_{limit}", "paired_ratio", raw, over="packed", under=_LIBRARY)
-    context.facts["text_weights"] = "the release's encoder under a fresh head: times do not depend on weights"
-
-
-def _fresh_cross_encoder(encoder: Path, folder: Path) -> Path:
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForSequenceClassification.from_pretrained(str(encoder), num_labels=1, local_files_only=True)
-        model.classifier.weight.data.normal_(0.0, _HEAD_SCALE)
-    model.save_pretrained(str(folder))
-    AutoTokenizer.from_pretrained(str(encoder), local_files_only=True).save_pretrained(str(folder))
-    return folder
-
-
-def _library(model: Path, catalog: ItemCatalog, asked: Asked, limit: int) -> Callable[[], float]:
-    from sentence_transformers import CrossEncoder
-
-    encoder = CrossEncoder(str(model), max_length=limit, device="cpu", local_files_only=True)
-    pairs: list[Sequence[str]] = [
-        (profile_text(query, catalog), catalog.document(int(row))) for query, found in asked for row in found.rows
-    ]
-
-    def arm() -> float:
-        began = time.perf_counter()
-        encoder.predict(pairs, show_progress_bar=False)
-        return len(pairs) / (time.perf_counter() - began)
-
-    return arm
-
-
-def _agreement(context: BenchContext, model: Path, catalog: ItemCatalog, asked: Asked, limit: int) -> str:
-    """Keep per list the rank correlation (Spearman) of int8 with float32; returns the file name."""
-    exact, whole = (
-        TextRanker.load(model, catalog, device="cpu", engine=name, max_tokens=limit) for name in ("packed", "int8")
-    )
-    found = []
-    for query, candidates in asked:
-        ranks = [ranker.score(query, candidates).argsort().argsort() for ranker in (exact, whole)]
-        found.append(float(np.corrcoef(*ranks)[0, 1]))
-    return context.save_array(f"agreement-{limit}", found)
-
-
-def _ours(model: Path, catalog: ItemCatalog, asked: Asked, limit: int, name: Any) -> Callable[[], float]:
-    ranker = TextRanker.load(model, catalog, device="cpu", engine=name, max_tokens=limit, cached_profiles=0)
-    count = sum(len(found) for _, found in asked)
-
-    def arm() -> float:
-        began = time.perf_counter()
-        for query, found in asked:
-            ranker.score(query, found)
-        return count / (time.perf_counter() - began)
-
-    return arm
 
 
 def _ms(call: Callable[[], object]) -> float:

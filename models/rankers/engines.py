@@ -1,30 +1,36 @@
 """Engines of the `text` ranker: what turns a batch of token pairs into logits, whatever computes it.
 
-`transformers` runs the model as it was loaded, of any architecture and on any device. `packed` runs BERT-like models on
-a CPU: weights reordered once for oneDNN, query, key and value in one product, GELU inside the product before it, and
-the last layer for the first token alone, the only one that the classifier reads. The arithmetic is the model's own in
-float32, so scores agree to rounding. `int8` computes the linear layers in integers (see `int8`): other scores, nearly
-the same order, so it is chosen by name only. Knows nothing of items or users. Called by the text ranker.
+Exact, to the rounding of float32: `transformers` (any model, any device), `packed` (BERT-like models on a CPU through
+oneDNN), `onnx` and `openvino` (where those libraries are installed). `auto` is the fastest of them here. Of other
+scores in nearly the same order, and therefore chosen by name only: `bf16` and `int8`, for BERT-like models on a CPU.
+Knows nothing of items or users. Called by the text ranker.
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from models.rankers.exported import OnnxEngine, OpenVinoEngine, installed
 from models.rankers.int8 import LENGTH_MULTIPLE, Int8Encoder
+from models.rankers.packed import PackedBertEngine, can_pack, computes_bfloat16
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
-EngineName = Literal["auto", "transformers", "packed", "int8"]
+EngineName = Literal["auto", "transformers", "packed", "onnx", "openvino", "bf16", "int8"]
+Calibration = Callable[[], list[dict[str, "Tensor"]]]
+"""Returns inputs that look like those to come."""
 
-_PROBE_PAIRS, _PROBE_TOKENS = 16, 96
+EXACT: tuple[EngineName, ...] = ("packed", "openvino", "onnx", "transformers")
+"""Engines that `auto` chooses from."""
+NAMED: tuple[EngineName, ...] = ("bf16", "int8")
+"""Engines that compute other scores in nearly the same order."""
 
 
 class TextEngine(Protocol):
@@ -63,62 +69,6 @@ class TransformersEngine:
         return found
 
 
-class PackedBertEngine:
-    """BERT-like models in float32 on a CPU. Build it only where `can_pack`."""
-
-    name, length_multiple = "packed", 1
-
-    def __init__(self, model: Any) -> None:
-        import torch
-
-        bert, config = model.bert, model.config
-        self._embeddings, self._pooler, self._classifier = bert.embeddings, bert.pooler.dense, model.classifier
-        self._heads, self._dim = config.num_attention_heads, config.hidden_size
-        self._layers = []
-        with torch.inference_mode():
-            for layer in bert.encoder.layer:
-                own, out = layer.attention.self, layer.attention.output
-                parts = (own.query, own.key, own.value)
-                weight, bias = torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])
-                self._layers.append(
-                    _PackedLayer(
-                        _Linear(weight, bias),
-                        _of(out.dense),
-                        out.LayerNorm,
-                        _of(layer.intermediate.dense),
-                        _of(layer.output.dense),
-                        layer.output.LayerNorm,
-                    )
-                )
-
-    def logits(self, tokens: Ints, types: Ints | None, mask: Ints) -> Floats:
-        """See `TextEngine.logits`."""
-        import torch
-
-        with torch.inference_mode():
-            kinds = None if types is None else torch.from_numpy(types)
-            x = self._embeddings(input_ids=torch.from_numpy(tokens), token_type_ids=kinds)
-            hidden = None if mask.all() else torch.from_numpy(np.where(mask, 0.0, -1e9).astype(np.float32))
-            for at, layer in enumerate(self._layers):
-                x = self._layer(layer, x, hidden, only_first=at + 1 == len(self._layers))
-            found: Floats = self._classifier(torch.tanh(self._pooler(x[:, 0])))[:, 0].numpy()
-        return found
-
-    def _layer(self, layer: _PackedLayer, x: Tensor, hidden: Tensor | None, *, only_first: bool) -> Tensor:
-        import torch.nn.functional as F
-
-        pairs, length, _ = x.shape
-        joint = layer.qkv(x).view(pairs, length, 3, self._heads, self._dim // self._heads)
-        query, key, value = joint.permute(2, 0, 3, 1, 4).unbind(0)
-        if only_first:
-            query, x = query[:, :, :1], x[:, :1]
-        seen = None if hidden is None else hidden[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
-        x = layer.norm1(x + layer.proj(mixed.transpose(1, 2).reshape(pairs, -1, self._dim)))
-        normed: Tensor = layer.norm2(x + layer.down(layer.up(x, gelu=True)))
-        return normed
-
-
 class Int8Engine:
     """BERT-like models with integer products on a CPU, calibrated on inputs like those to come."""
 
@@ -141,77 +91,41 @@ class Int8Engine:
         return found
 
 
-class _Linear:
-    """A product whose weights lie as oneDNN wants them."""
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        import torch
-
-        self._bias = bias.detach()
-        self._weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
-
-    def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
-        import torch
-
-        post, kind = ("gelu", "none") if gelu else ("none", "")
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, post, [], kind)
-        return out
+def available(model: Any, *, device: str) -> list[EngineName]:
+    """Return the engines that can run `model` on `device` here, exact ones first."""
+    on_cpu = device == "cpu"
+    runs: dict[EngineName, bool] = {
+        "packed": can_pack(model, device=device),
+        "openvino": on_cpu and installed("openvino"),
+        "onnx": on_cpu and installed("onnxruntime"),
+        "transformers": True,
+        "bf16": can_pack(model, device=device) and computes_bfloat16(),
+        "int8": can_pack(model, device=device),
+    }
+    return [name for name in (*EXACT, *NAMED) if runs[name]]
 
 
-class _PackedLayer:
-    """One encoder layer."""
-
-    def __init__(self, qkv: _Linear, proj: _Linear, norm1: Any, up: _Linear, down: _Linear, norm2: Any) -> None:
-        self.qkv, self.proj, self.norm1, self.up, self.down, self.norm2 = qkv, proj, norm1, up, down, norm2
-
-
-def _of(linear: Any) -> _Linear:
-    return _Linear(linear.weight, linear.bias)
-
-
-def can_pack(model: Any, *, device: str) -> bool:
-    """Whether `PackedBertEngine` computes what `model` computes: BERT's own layers, float32, on a CPU with oneDNN."""
-    import torch
-
-    config = model.config
-    return bool(
-        device == "cpu"
-        and config.model_type == "bert"
-        and config.hidden_act == "gelu"
-        and not getattr(config, "is_decoder", False)
-        and getattr(config, "position_embedding_type", "absolute") in (None, "absolute")
-        and hasattr(model, "bert")
-        and next(model.parameters()).dtype == torch.float32
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
-
-
-def text_engine(model: Any, device: str, name: EngineName = "auto") -> TextEngine:
-    """Return the float32 engine of that name; `auto` times those that can run `model` and takes the fastest.
-
-    Raises ValueError when `name` cannot run it.
-    """
-    plain = TransformersEngine(model, device=device)
-    if name == "packed" and not can_pack(model, device=device):
-        raise ValueError("the packed engine runs BERT-like models in float32 on a CPU, and this is none")
-    if name == "transformers" or not can_pack(model, device=device):
-        return plain
-    packed = PackedBertEngine(model)
+def build_engine(name: EngineName, model: Any, device: str, calibration: Calibration) -> TextEngine:
+    """Return the engine of that name. Raises ValueError when it cannot run `model` here."""
+    if name not in available(model, device=device):
+        raise ValueError(f"the {name} engine cannot run this model here: {_NEEDS.get(name, 'unknown name')}")
     if name == "packed":
-        return packed
-    engines: list[TextEngine] = [packed, plain]
-    return min(engines, key=lambda engine: _seconds(engine, model.config))
+        return PackedBertEngine(model)
+    if name == "bf16":
+        return PackedBertEngine(model, bfloat16=True)
+    if name == "int8":
+        return Int8Engine(model, calibration())
+    if name == "onnx":
+        return OnnxEngine(model)
+    if name == "openvino":
+        return OpenVinoEngine(model)
+    return TransformersEngine(model, device=device)
 
 
-def _seconds(engine: TextEngine, config: Any, *, rounds: int = 3) -> float:
-    """Return the least time of a batch as serving sends it, after one to warm up."""
-    length = min(_PROBE_TOKENS, int(config.max_position_embeddings) - 2)
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (_PROBE_PAIRS, length)).astype(np.int64)
-    types, mask = np.zeros_like(tokens), np.ones_like(tokens)
-    times = []
-    for _ in range(rounds + 1):
-        began = time.perf_counter()
-        engine.logits(tokens, types, mask)
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
+_NEEDS: dict[EngineName, str] = {
+    "packed": "it needs a BERT-like model in float32 on a CPU",
+    "bf16": "it needs a BERT-like model in float32 on a CPU that computes bfloat16",
+    "int8": "int8 reads BERT with GELU in float32 on a CPU",
+    "onnx": "it needs a CPU and `pip install raycommend[engines]`",
+    "openvino": "it needs a CPU and `pip install raycommend[engines]`",
+}

@@ -23,19 +23,22 @@ def load_ranker(
     statistics: ItemStatistics,
     *,
     device: str | None = None,
+    compute: EngineName | None = None,
+    choices: Path | None = None,
 ) -> CrossEncoder:
     """Return the ranker in `folder`, ready for one release's catalog, embeddings and statistics.
 
     `ranker.json` names the `backend`; a folder without it that holds a transformers `config.json` is a text
-    ranker. `compute` there names what runs a text ranker (see `engines`; `auto` where it says nothing).
+    ranker. `compute` there names what runs a text ranker (see `engines`; `auto` where it says nothing), unless it is
+    given here; what `auto` measured is kept in the folder `choices`.
     `device` None picks CUDA where there is one. Raises RankerError naming the file that does not fit.
     """
-    backend, compute = _backend_of(folder)
+    backend, recorded = _backend_of(folder)
     if backend == "compressed":
         return CompressedRanker.load(folder, catalog, embeddings, statistics, device=device)
     from models.rankers.text import TextRanker
 
-    return TextRanker.load(folder, catalog, device=device, engine=compute)
+    return TextRanker.load(folder, catalog, device=device, engine=compute or recorded, choices=choices)
 
 
 def _backend_of(folder: Path) -> tuple[str, EngineName]:

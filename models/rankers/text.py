@@ -9,7 +9,9 @@ through `load_ranker`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,9 @@ import numpy.typing as npt
 
 from models.candidates import Candidates
 from models.catalog import ItemCatalog
+from models.rankers.choice import fastest_exact
 from models.rankers.compressed import RankerError
-from models.rankers.engines import EngineName, Int8Engine, TextEngine, TransformersEngine, text_engine
+from models.rankers.engines import EngineName, TextEngine, build_engine
 from models.rankers.kept import KeptScores
 from models.rankers.pair_tokens import Pair, PairTokens
 from models.rankers.pairs import budget_batches, equal_batches
@@ -32,6 +35,27 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 
 _CALIBRATION_PAIRS, _CALIBRATION_TITLES = 64, 4
+
+
+@dataclass(frozen=True, slots=True)
+class TextLimits:
+    """Bounds of a text ranker."""
+
+    max_tokens: int = 224
+    """Of a pair; longer texts are cut, the longer one first."""
+    batch_tokens: int = 4096
+    """Of the pairs that an engine computes together, padding included."""
+    cached_items: int = 100_000
+    """Items whose tokens are kept."""
+    cached_profiles: int = 512
+    """Profiles whose scores are kept; 0 keeps none."""
+    cached_scores: int = 200_000
+    """Scores that are kept of all profiles together."""
+
+    def within(self, config: Any) -> TextLimits:
+        """Return the limits with pairs no longer than the model of `config` reads."""
+        most = int(getattr(config, "max_position_embeddings", 1 << 30)) - 2
+        return replace(self, max_tokens=min(self.max_tokens, most))
 
 
 class TextTask:
@@ -66,35 +90,18 @@ class TextRanker:
 
     score_kind = "rank_only"
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        catalog: ItemCatalog,
-        *,
-        device: str,
-        engine: TextEngine | None = None,
-        max_tokens: int = 224,
-        batch_tokens: int = 4096,
-        cached_items: int = 100_000,
-        cached_profiles: int = 512,
-        cached_scores: int = 200_000,
-    ) -> None:
-        """`model` and `tokenizer` are loaded already (see `load`); token limits are per pair and per batch.
-
-        `engine` None runs the model as it is. `cached_profiles` profiles keep the scores of their items, all of them
-        together at most `cached_scores`; 0 keeps none.
-        """
-        if model.config.num_labels != 1:
-            raise RankerError(f"config.json: {model.config.num_labels} labels; a ranker has exactly one")
-        limit = int(getattr(model.config, "max_position_embeddings", 1 << 30)) - 2
+    def __init__(self, engine: TextEngine | None, tokenizer: Any, catalog: ItemCatalog, limits: TextLimits) -> None:
+        """Everything is loaded already (see `load`, which gives the engine after its calibration on this catalog)."""
         try:
-            self._tokens = PairTokens(tokenizer, catalog, max_tokens=min(max_tokens, limit), cached_items=cached_items)
+            self._tokens = PairTokens(
+                tokenizer, catalog, max_tokens=limits.max_tokens, cached_items=limits.cached_items
+            )
         except ValueError as error:
             raise RankerError(f"the tokenizer of this text ranker cannot be used: {error}") from error
-        self.engine = engine or TransformersEngine(model, device=device)
-        self._catalog, self._batch_tokens = catalog, batch_tokens
-        self._kept = KeptScores(profiles=cached_profiles, scores=cached_scores)
+        if engine is not None:
+            self.engine = engine
+        self._tokenizer, self._catalog, self._limits = tokenizer, catalog, limits
+        self._kept = KeptScores(profiles=limits.cached_profiles, scores=limits.cached_scores)
 
     @classmethod
     def load(
@@ -104,11 +111,13 @@ class TextRanker:
         *,
         device: str | None = None,
         engine: EngineName = "auto",
+        choices: Path | None = None,
         **limits: Any,
     ) -> TextRanker:
         """Load the model in `folder` (safetensors, nothing from the network, no code from the folder).
 
-        `device` None picks CUDA where torch finds it. `limits` are the limits of the constructor.
+        `device` None picks CUDA where torch finds it. `choices` is the folder where `auto` keeps what it measured.
+        `limits` are fields of `TextLimits`.
         Raises RankerError naming the folder when it is not such a model.
         """
         import torch
@@ -130,14 +139,25 @@ class TextRanker:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise RankerError(f"{folder.name}: not a sequence-classification model: {error}") from error
-        ranker = cls(model.eval().to(device), tokenizer, catalog, device=device, **limits)
+        if model.config.num_labels != 1:
+            raise RankerError(f"config.json: {model.config.num_labels} labels; a ranker has exactly one")
+        model = model.eval().to(device)
+        bounds = TextLimits(**limits).within(model.config)
+        calibration = cls(None, tokenizer, catalog, bounds)._calibration
         try:
-            ranker.engine = (
-                Int8Engine(model, ranker._calibration()) if engine == "int8" else text_engine(model, device, engine)
-            )
+            if engine == "auto":
+                # How fast an engine is depends on the shape of a model and not on its weights.
+                shape = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+                found = fastest_exact(model, device, calibration, identity=shape, kept=choices)
+            else:
+                found = build_engine(engine, model, device, calibration)
         except ValueError as error:
             raise RankerError(f"{folder.name}: {error}") from error
-        return ranker
+        return cls(found, tokenizer, catalog, bounds)
+
+    def over(self, catalog: ItemCatalog) -> TextRanker:
+        """Return the same model over another catalog; what is kept of items and scores starts anew."""
+        return TextRanker(self.engine, self._tokenizer, catalog, self._limits)
 
     def score(self, query: RetrievalQuery, candidates: Candidates) -> Floats:
         """See `CrossEncoder.score`: the model's logit; each pair is read alone, whatever its batch."""
@@ -174,9 +194,9 @@ class TextRanker:
         lengths = np.fromiter((len(ids) for ids, _ in pairs), np.int64, len(pairs))
         multiple = self.engine.length_multiple
         batches = (
-            budget_batches(lengths, self._batch_tokens)
+            budget_batches(lengths, self._limits.batch_tokens)
             if multiple == 1
-            else equal_batches(lengths, self._batch_tokens, multiple)
+            else equal_batches(lengths, self._limits.batch_tokens, multiple)
         )
         out = np.empty(len(pairs), np.float32)
         for batch in batches:

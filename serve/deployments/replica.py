@@ -16,6 +16,7 @@ from models.explain.decisions import DecisionBook
 from models.explain.reason_cache import TieredReasons
 from models.explain.summary_book import SummaryBook
 from models.items.log import ItemLog
+from models.rankers.settings import RankerSettings
 from models.retrieval.settings import RetrievalSettings
 from models.store.cache_store import CacheStore, RedisCache
 from models.store.port import OnlineStore
@@ -48,6 +49,7 @@ class ReplicaConfig:
     """Identity of the generator: reasons of another model are not found in the cache."""
     release_wait_s: float = 60.0
     encoder_uri: str | None = None
+    ranking: RankerSettings | None = None
 
 
 def store_url() -> str:
@@ -135,6 +137,7 @@ async def follow_releases(config: ReplicaConfig, store: OnlineStore, warm: Warm)
         items=ItemFollower(open_items(config), warm=warm),
         board=RedisBoard(store_url(), cluster=config.store_cluster),
         encoder=config.encoder_uri,
+        ranking=config.ranking,
     )
     await holder.start(
         poll_s=config.settings.release_poll_s,

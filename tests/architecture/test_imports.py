@@ -32,9 +32,11 @@ PLACES = {
     "transformers": ("models/", "pipelines/", "loadtests/bench/"),
     "faiss": ("models/", "loadtests/bench/"),
     "vllm": ("models/", "loadtests/bench/"),
+    "onnxruntime": ("models/",),
+    "openvino": ("models/",),
     "redis": ("models/", "pipelines/", "cluster/", "loadtests/bench/"),
 }
-HEAVY = ("torch", "ray", "vllm", "faiss", "transformers", "sentence_transformers")
+HEAVY = ("torch", "ray", "vllm", "faiss", "transformers", "sentence_transformers", "onnxruntime", "openvino")
 RAY_AT_THE_TOP = ("serve/app.py", "serve/deployments/")
 
 

@@ -104,6 +104,6 @@ def _save_text_model(folder, *, labels=1):
     return tokenizer
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def save_text_model():
     return _save_text_model

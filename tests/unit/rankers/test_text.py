@@ -148,11 +148,11 @@ def test_the_longer_text_is_cut_first():
 
 
 def test_an_engine_that_cannot_run_the_model_is_refused(folder, catalog):
-    from models.rankers.engines import text_engine
+    from models.rankers.engines import build_engine
 
     class Other:
         class config:
             model_type, hidden_act = "roberta", "gelu"
 
     with pytest.raises(ValueError, match="BERT-like"):
-        text_engine(Other, device="cpu", name="packed")
+        build_engine("packed", Other, "cpu", list)

@@ -1,0 +1,132 @@
+"""The engines of the text ranker beside `sentence_transformers.CrossEncoder.predict`: one table of all of them.
+
+The very same pairs, weights, token limit and threads, kept scores off. Every engine that this machine can run is an
+arm; exact ones compute the library's scores, the others are also held against float32 by how they order. Called by the
+benchmark `ranker`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loadtests.bench.harness import BenchContext
+from loadtests.bench.targets import Aim
+from models.candidates import Candidates
+from models.catalog import ItemCatalog
+from models.rankers.engines import EXACT, NAMED, EngineName, available
+from models.rankers.profile_text import profile_text
+from models.rankers.text import TextRanker
+from models.retrieval.query import RetrievalQuery
+
+Asked = list[tuple[RetrievalQuery, Candidates]]
+LIST = 24
+"""Candidates of a request."""
+LIMITS = {64: 1.6, 128: 1.8}
+"""Token limits, and what is wanted there over the library."""
+
+_LIBRARY = "library"
+_HEAD_SCALE = 0.2
+
+
+def compare(context: BenchContext, encoder: Path, catalog: ItemCatalog, asked: Asked) -> None:
+    """Time each engine on the same pairs; a speed-up is its pairs/s over the library's, round by round.
+
+    `text_speedup` is that of the engine which computes products in bfloat16, as a GPU does, where this CPU has them,
+    else of the fastest exact one; `text_exact_speedup` is that of the exact engine that `auto` chose.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model = _fresh_cross_encoder(encoder, Path(folder))
+        auto = TextRanker.load(model, catalog, device="cpu")
+        names = _engines(model)
+        published = "bf16" if "bf16" in names else auto.engine.name
+        for limit, wanted in LIMITS.items():
+            arms = {_LIBRARY: _library(model, catalog, asked, limit)}
+            for name in names:
+                arms[name] = _ours(model, catalog, asked, limit, name)
+            raw = context.interleave(f"text-{limit}", arms, max_s=300.0)
+            for name in (_LIBRARY, *names):
+                context.target(f"text_{name}_pairs_per_s_{limit}", "arm", raw, name=name)
+            for name in names:
+                context.target(f"text_{name}_speedup_{limit}", "paired_ratio", raw, over=name, under=_LIBRARY)
+            for name in (one for one in names if one in NAMED):
+                kept = _agreement(context, model, catalog, asked, limit, name)
+                context.target(f"text_{name}_agreement_{limit}", "array_mean", kept)
+            ours = {"text_speedup": published, "text_exact_speedup": auto.engine.name}
+            for figure, name in ours.items():
+                aim = Aim(at_least=wanted)
+                context.target(f"{figure}_{limit}", "paired_ratio", raw, over=name, under=_LIBRARY, aim=aim)
+    context.facts |= {
+        "text_engine": published,
+        "text_auto": auto.engine.name,
+        "text_exact": [name for name in names if name in EXACT],
+        "text_weights": "the release's encoder under a fresh head: times do not depend on weights",
+    }
+
+
+def _engines(model: Path) -> list[EngineName]:
+    from transformers import AutoModelForSequenceClassification
+
+    loaded = AutoModelForSequenceClassification.from_pretrained(str(model), local_files_only=True)
+    return available(loaded, device="cpu")
+
+
+def _fresh_cross_encoder(encoder: Path, folder: Path) -> Path:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForSequenceClassification.from_pretrained(str(encoder), num_labels=1, local_files_only=True)
+        model.classifier.weight.data.normal_(0.0, _HEAD_SCALE)
+    model.save_pretrained(str(folder))
+    AutoTokenizer.from_pretrained(str(encoder), local_files_only=True).save_pretrained(str(folder))
+    return folder
+
+
+def _library(model: Path, catalog: ItemCatalog, asked: Asked, limit: int) -> Callable[[], float]:
+    from sentence_transformers import CrossEncoder
+
+    encoder = CrossEncoder(str(model), max_length=limit, device="cpu", local_files_only=True)
+    pairs: list[Sequence[str]] = [
+        (profile_text(query, catalog), catalog.document(int(row))) for query, found in asked for row in found.rows
+    ]
+
+    def arm() -> float:
+        began = time.perf_counter()
+        encoder.predict(pairs, show_progress_bar=False)
+        return len(pairs) / (time.perf_counter() - began)
+
+    return arm
+
+
+def _agreement(
+    context: BenchContext, model: Path, catalog: ItemCatalog, asked: Asked, limit: int, name: EngineName
+) -> str:
+    """Keep per list the rank correlation (Spearman) of an engine with float32; returns the file name."""
+    exact, other = (
+        TextRanker.load(model, catalog, device="cpu", engine=one, max_tokens=limit) for one in ("packed", name)
+    )
+    found = []
+    for query, candidates in asked:
+        ranks = [ranker.score(query, candidates).argsort().argsort() for ranker in (exact, other)]
+        found.append(float(np.corrcoef(*ranks)[0, 1]))
+    return context.save_array(f"agreement-{name}-{limit}", found)
+
+
+def _ours(model: Path, catalog: ItemCatalog, asked: Asked, limit: int, name: Any) -> Callable[[], float]:
+    ranker = TextRanker.load(model, catalog, device="cpu", engine=name, max_tokens=limit, cached_profiles=0)
+    count = sum(len(found) for _, found in asked)
+
+    def arm() -> float:
+        began = time.perf_counter()
+        for query, found in asked:
+            ranker.score(query, found)
+        return count / (time.perf_counter() - began)
+
+    return arm

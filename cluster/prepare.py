@@ -24,6 +24,7 @@ from pipelines.embedding.assemble import Embedder
 from pipelines.embedding.runners import InlineRunner
 from pipelines.importers import IMPORTERS, ImportFailed
 from pipelines.index_shards import PieceRunner
+from pipelines.makers import RankerMaker
 
 
 def import_dataset(
@@ -61,18 +62,23 @@ def build(settings: Settings, *, dataset: str | None = None) -> BuildReport:
     """Build a release of a data set, keep it as the latest, and publish it where a cluster runs."""
     workspace = Workspace(settings)
     data = workspace.dataset(dataset)
+    with bars() as progress:
+        report = build_release(settings, data, embedder=embedder_here(settings), progress=progress)
+    keep_release(settings, report.release)
+    return report
+
+
+def embedder_here(settings: Settings) -> Embedder:
+    """Return what embeds new texts in this process, on every core, and takes over the vectors of known ones."""
+    workspace = Workspace(settings)
     before = workspace.newest_release()
-    embedder = Embedder(
+    return Embedder(
         workspace.artifacts(),
         workspace.encoder_spec(),
         InlineRunner(lambda: workspace.encoder(threads=os.cpu_count() or 1)),
         previous=None if before is None else before.artifacts["embeddings"],
         max_unread=settings.pipelines.embedding.max_unread_media,
     )
-    with bars() as progress:
-        report = build_release(settings, data, embedder=embedder, progress=progress)
-    keep_release(settings, report.release)
-    return report
 
 
 def build_release(
@@ -83,6 +89,7 @@ def build_release(
     progress: Progress,
     keep_ranker_of: Release | None = None,
     pieces: PieceRunner | None = None,
+    ranker: RankerMaker | None = None,
 ) -> BuildReport:
     """Make what is missing of a release of `data`; nothing is kept as the latest or published."""
     workspace = Workspace(settings)
@@ -94,6 +101,7 @@ def build_release(
         encoder=workspace.encoder,
         encoder_uri=settings.models.encoder.uri,
         text_ranker=_text_ranker(settings, workspace),
+        ranker=ranker,
         embedder=embedder,
         keep_ranker_of=keep_ranker_of,
         pieces=pieces,

@@ -1,13 +1,23 @@
-"""Commands about releases: making new vectors, and what is published. Added to the `raycommend` command."""
+"""Commands about releases: new vectors, a new ranker, and what is published. Added to the `raycommend` command."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from cluster.console import result, stdout
 from cluster.operating import Env, Json, Set, operating
+
+NOT_PUBLISHED = 4
+"""Exit code of a training whose ranker lost."""
+
+
+class Kind(StrEnum):
+    """Back ends of the ranker."""
+
+    compressed = "compressed"
 
 
 def reembed(
@@ -40,6 +50,33 @@ def reembed(
             result({"ok": True, "release": release.release_id, **counts})
         else:
             stdout.print(f"release {release.release_id}")
+
+
+def train(
+    kind: Annotated[Kind, typer.Option(help="Which back end to train.")] = Kind.compressed,
+    incremental: Annotated[
+        bool, typer.Option("--incremental", help="Go on from the ranker served now, on later events only.")
+    ] = False,
+    dataset: Annotated[str | None, typer.Option(help="Imported data set; the default is cluster.dataset.")] = None,
+    env: Env = "local",
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Train a ranker and serve it where it wins on later events; resumes after a kill.
+
+    Exit code 0: it is published, or nothing is new since the one served was trained. 4: it lost to retrieval order or
+    to the ranker served now, or there was too little to learn from; nothing was published.
+    """
+    from cluster.train import LOST, Wish, train
+
+    with operating(env, set_, json=json) as settings:
+        report = train(settings, Wish(kind=kind.value, incremental=incremental, dataset=dataset))
+        if json:
+            result({"ok": report["outcome"] != LOST, **report})
+        else:
+            stdout.print(f"{report['outcome']}: {report['said']}", soft_wrap=True)
+        if report["outcome"] == LOST:
+            raise typer.Exit(NOT_PUBLISHED)
 
 
 def rollback(
@@ -126,5 +163,6 @@ def gc(
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command()(reembed)
+    app.command()(train)
     app.command()(rollback)
     app.add_typer(releases, name="releases")

@@ -166,7 +166,7 @@ class Stack:
                 "artifacts_url": self._settings.artifacts_url,
                 "artifact_cache": str(of.artifact_cache),
                 "records_folder": str(of.records),
-                "events_folder": str(of.root / "events"),
+                "events_folder": str(of.events),
                 "encoder_folder": str(of.encoder_folder()),
                 "generator_folder": str(of.generator_folder()),
                 "store_cluster": self._settings.cluster.store.cluster,

@@ -34,6 +34,8 @@ class Workspace:
         self.models = Path(settings.models.cache) if settings.models.cache else self.root / "model-cache"
         self.data = self.root / "data"
         self.records = self.root / "records"
+        self.events = self.root / "events"
+        self.training = self.root / "training"
         self.logs = self.root / "logs"
         self.artifact_cache = self.root / "artifact-cache"
 

@@ -26,22 +26,27 @@ from models.encoder import Encoder
 from models.items.folded import write_folded
 from models.media.layout import Layout
 from models.progress import Progress, silent
-from models.rankers.fusion import FEATURE_NAMES
 from models.releases import Release, new_release
 from models.retrieval.settings import RetrievalSettings
 from models.shards import plan
-from pipelines.dataset import Dataset
+from pipelines.dataset import Dataset, digest_events
 from pipelines.embedding.assemble import Embedder
 from pipelines.embedding.blocks import EncoderSpec
 from pipelines.embedding.runners import InlineRunner
 from pipelines.fold import Fold
 from pipelines.index_shards import InlinePieces, PieceRunner, build_index, forget_pieces
+from pipelines.makers import CompressedTraining, RankerMaker, TakenText, window
 from pipelines.settings import PipelinesSettings
 
 FORMATS = {"catalog": 1, "embeddings": 2, "index": 2, "behaviour": 6, "statistics": 1, "ranker": 1}
 """Version of each kind's files; raise it when the code that writes them changes, and they are made anew."""
 
 Make = Callable[[Path], Mapping[str, Any]]
+Outdated = Callable[[str, Mapping[str, Any]], bool]
+
+
+def _never(ref: str, meta: Mapping[str, Any]) -> bool:
+    return False
 
 
 @dataclass(slots=True)
@@ -75,6 +80,7 @@ class Builder:
         encoder: Callable[[], Encoder],
         encoder_uri: str,
         text_ranker: tuple[str, Callable[[], Path]] | None = None,
+        ranker: RankerMaker | None = None,
         embedder: Embedder | None = None,
         keep_ranker_of: Release | None = None,
         pieces: PieceRunner | None = None,
@@ -83,16 +89,21 @@ class Builder:
     ) -> None:
         """`encoder` is called only when there is something to embed; `retrieval` is what serving will use.
 
-        `text_ranker` is the URI of a text ranker and how to fetch it; None trains the compressed one. `embedder` says
-        how vectors are made; None computes them here. The ranker of `keep_ranker_of`, or its lack of one, goes on in
-        place of a new one: right while vectors come from the same encoder. `pieces` builds an index that does not fit
-        into memory in one; None does it here, one piece after another.
+        `text_ranker` is the URI of a text ranker and how to fetch it; None trains the compressed one; `ranker` makes
+        one in another way. `embedder` says how vectors are made; None computes them here. The ranker of
+        `keep_ranker_of`, or its lack of one, goes on in place of a new one: right while vectors come from the same
+        encoder. `pieces` builds an index that does not fit into memory in one; None does it here, one piece after
+        another.
         """
         self._artifacts = artifacts
         self._settings = settings
         self._retrieval = retrieval
         self._embedder = embedder or Embedder(artifacts, EncoderSpec(encoder_uri), InlineRunner(encoder))
-        self._text_ranker = text_ranker
+        self._ranker: RankerMaker = ranker or (
+            CompressedTraining(settings, retrieval, progress)
+            if text_ranker is None
+            else TakenText(settings, retrieval, *text_ranker)
+        )
         self._pieces = pieces or InlinePieces()
         self._keep_ranker_of = keep_ranker_of
         self._progress = progress
@@ -116,7 +127,7 @@ class Builder:
         embeddings = np.load(embedding_step.path / EMBEDDINGS_FILE, mmap_mode="r", allow_pickle=False)
         self._layout = Layout.from_json(embedding_step.meta.get("layout"))
         index_step = self._index(embedding_step, embeddings.shape)
-        events = {"catalog": catalog_step.ref, "events": _digest_events(dataset)}
+        events = {"catalog": catalog_step.ref, "events": digest_events(dataset.events)}
         behaviour_step = self._step(
             "behaviour",
             # User clusters are made of content vectors.
@@ -145,16 +156,22 @@ class Builder:
 
     def _rank(self, dataset: Dataset, catalog: ItemCatalog, embeddings: Any, data: Mapping[str, Any]) -> dict[str, Any]:
         """Make the ranker and return how it did."""
-        make = self._train if self._text_ranker is None else self._take_text
-        inputs = self._ranker_inputs(data)
-        ranker = self._step("ranker", inputs, lambda to: make(dataset, catalog, np.asarray(embeddings), to))
+        inputs, maker = {**data, **self._ranker.inputs()}, self._ranker
+        ranker = self._step(
+            "ranker",
+            inputs,
+            lambda to: maker.make(dataset, catalog, np.asarray(embeddings), to, layout=self._layout),
+            outdated=maker.outdated,
+        )
         return dict(ranker.meta.get("metrics", {}))
 
-    def _step(self, kind: str, inputs: Mapping[str, Any], make: Make, *, anew: bool = False) -> Artifact:
+    def _step(
+        self, kind: str, inputs: Mapping[str, Any], make: Make, *, anew: bool = False, outdated: Outdated = _never
+    ) -> Artifact:
         started = time.perf_counter()
         versioned = {**inputs, "format": FORMATS[kind]}
         key = hashlib.sha256(json.dumps(versioned, sort_keys=True, default=str).encode()).hexdigest()
-        found = None if anew else self._find(kind, key)
+        found = None if anew else self._find(kind, key, outdated)
         if found is None:
             with tempfile.TemporaryDirectory(prefix=f"raycommend-{kind}-") as folder:
                 meta = make(Path(folder))
@@ -169,10 +186,11 @@ class Builder:
         self._on_step(report)
         return artifact
 
-    def _find(self, kind: str, key: str) -> Artifact | None:
+    def _find(self, kind: str, key: str, outdated: Outdated) -> Artifact | None:
         for ref in self._artifacts.list(kind):
             try:
-                if self._artifacts.meta(ref).get("inputs_key") == key:
+                meta = self._artifacts.meta(ref)
+                if meta.get("inputs_key") == key and not outdated(ref, meta):
                     return self._artifacts.get(ref)
             except ArtifactError:
                 # Damaged at its origin: no node can load it, so it is taken away and made anew from the same inputs.
@@ -213,7 +231,7 @@ class Builder:
 
         fitted = fit_behaviour(dataset.events, catalog, self._settings.behaviour, vectors=embeddings)
         fitted.save(to)
-        return {"events": len(dataset.events), "user_clusters": len(fitted.clusters), **_window(dataset)}
+        return {"events": len(dataset.events), "user_clusters": len(fitted.clusters), **window(dataset.events)}
 
     def _count(self, dataset: Dataset, catalog: ItemCatalog, fold: Fold, to: Path) -> Mapping[str, Any]:
         from models.behaviour.statistics import fit_statistics
@@ -223,77 +241,13 @@ class Builder:
         # An item that nobody took yet is as old as its first appearance in the log, or it would never be fresh.
         appeared = [(catalog.row(name), live.changed_ms) for name, live in fold.items.items()]
         counted.appeared({row: at for row, at in appeared if row is not None}).save(to)
-        return {"events": len(dataset.events), **_window(dataset)}
-
-    def _ranker_inputs(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        of = self._settings
-        made_by = (
-            # A ranker reads its features by name: another set of names is another ranker.
-            {"training": of.training.model_dump(), "features": list(FEATURE_NAMES)}
-            if self._text_ranker is None
-            else {"text": self._text_ranker[0], "cases": of.text_validation_cases}
-        )
-        return {
-            **data,
-            "behaviour": of.behaviour.model_dump(),
-            "retrieval": self._retrieval.model_dump(),
-            "half_life_days": of.popularity_half_life_days,
-            "seed": of.seed,
-            **made_by,
-        }
-
-    def _take_text(
-        self, dataset: Dataset, catalog: ItemCatalog, embeddings: npt.NDArray[np.float32], to: Path
-    ) -> Mapping[str, Any]:
-        from pipelines.text_ranker import take_text_ranker
-
-        if self._text_ranker is None:
-            raise ValueError("no text ranker was named")
-        metrics = take_text_ranker(
-            self._text_ranker[1](),
-            dataset.events,
-            catalog,
-            embeddings,
-            to,
-            retrieval=self._retrieval,
-            behaviour=self._settings.behaviour,
-            half_life_days=self._settings.popularity_half_life_days,
-            layout=self._layout,
-            cases=self._settings.text_validation_cases,
-            seed=self._settings.seed,
-        )
-        return {"metrics": metrics, **_window(dataset)}
-
-    def _train(
-        self, dataset: Dataset, catalog: ItemCatalog, embeddings: npt.NDArray[np.float32], to: Path
-    ) -> Mapping[str, Any]:
-        from pipelines.training.train import train_ranker
-
-        metrics = train_ranker(
-            dataset.events,
-            catalog,
-            embeddings,
-            to,
-            settings=self._settings.training,
-            retrieval=self._retrieval,
-            behaviour=self._settings.behaviour,
-            half_life_days=self._settings.popularity_half_life_days,
-            layout=self._layout,
-            seed=self._settings.seed,
-            progress=lambda step, share: self._progress(step, round(share * 100), 100),
-        )
-        return {"metrics": metrics, **_window(dataset)}
+        return {"events": len(dataset.events), **window(dataset.events)}
 
 
 def _write_catalog(dataset: Dataset, fold: Fold, to: Path) -> Mapping[str, Any]:
     write_catalog(dataset.items, to / CATALOG_FILE)
     write_folded(fold.items, to)
     return {"items": len(dataset.items), "dataset": dataset.name, "licence": dataset.licence}
-
-
-def _window(dataset: Dataset) -> dict[str, Any]:
-    times = dataset.events.timestamps_ms
-    return {"window_ms": [int(times[0]), int(times[-1])] if len(times) else []}
 
 
 def _digest_fold(fold: Fold) -> dict[str, Any]:
@@ -309,13 +263,4 @@ def _digest_items(dataset: Dataset) -> str:
         if item.media:
             parts.append(sorted(item.media.items()))
         digest.update(json.dumps(parts, ensure_ascii=True).encode())
-    return digest.hexdigest()
-
-
-def _digest_events(dataset: Dataset) -> str:
-    digest = hashlib.sha256()
-    log = dataset.events
-    for column in (log.types, log.values, log.timestamps_ms):
-        digest.update(column.tobytes())
-    digest.update("\n".join(f"{u}\t{i}" for u, i in zip(log.user_ids, log.item_ids, strict=True)).encode())
     return digest.hexdigest()

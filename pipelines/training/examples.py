@@ -6,7 +6,7 @@ must have been fitted without the events of the examples. Called by `train_ranke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -57,6 +57,15 @@ class RankingLists:
     def take(self, index: npt.NDArray[Any]) -> RankingLists:
         """Return the lists of `index` (positions or a boolean mask)."""
         return RankingLists(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def columns(self, name: str) -> dict[str, npt.NDArray[Any]]:
+        """Return the columns under `name.column`, for a file; `of` is the inverse."""
+        return {f"{name}.{f.name}": getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def of(cls, columns: Mapping[str, npt.NDArray[Any]], name: str) -> RankingLists:
+        """Return the lists that `columns` gave under `name`."""
+        return cls(*(columns[f"{name}.{f.name}"] for f in fields(cls)))
 
 
 def empty_lists(count: int, size: int) -> RankingLists:

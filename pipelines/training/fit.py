@@ -7,7 +7,7 @@ Deterministic for a seed and a number of threads. Called by `train_ranker`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,9 @@ from models.rankers.network import (
     head_logits,
     item_tokens,
 )
+from pipelines.training.checkpoint import Checkpoint
+from pipelines.training.epochs import Kept, keep_best
 from pipelines.training.examples import Progress, RankingLists
-from pipelines.training.measures import list_loss, ndcg_at
 from pipelines.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -66,9 +67,16 @@ def set_scaling(p: Parameters, lists: RankingLists) -> None:
 
 
 def fit_head(
-    p: Parameters, train: RankingLists, judge: RankingLists, *, seed: int, epochs: int = 12, rate: float = 3e-3
+    p: Parameters,
+    train: RankingLists,
+    judge: RankingLists,
+    *,
+    seed: int,
+    epochs: int = 12,
+    rate: float = 3e-3,
+    checkpoint: Checkpoint | None = None,
 ) -> float:
-    """Train the head alone in place; returns its NDCG@10 on `judge`."""
+    """Train the head alone in place; returns its NDCG@10 on `judge`. Goes on from `checkpoint` where it was killed."""
     import torch
 
     features, mask, relevance = _tensors(train)
@@ -83,7 +91,8 @@ def fit_head(
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
 
-    return _keep_best(trained, epoch, lambda: score_head(p, judge), judge.target, epochs=epochs, seed=seed)
+    kept = Kept(checkpoint, "head", {"optimiser": optimiser})
+    return keep_best(trained, epoch, lambda: score_head(p, judge), judge.target, epochs=epochs, seed=seed, kept=kept)
 
 
 def fit_attention(
@@ -96,8 +105,9 @@ def fit_attention(
     *,
     seed: int,
     progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> float:
-    """Train attention and head together in place; returns the fused NDCG@10 on `judge`."""
+    """Train attention and head together in place; returns the fused NDCG@10 on `judge`. Resumes as `fit_head`."""
     import torch
 
     trained = {n: t.requires_grad_() for n, t in p.items() if n not in _FIXED}
@@ -123,13 +133,14 @@ def fit_attention(
             optimiser.step()
             schedule.step()
 
-    return _keep_best(
+    return keep_best(
         trained,
         epoch,
         lambda: score_fused(p, shape, items, judge),
         judge.target,
         epochs=settings.epochs,
         seed=seed,
+        kept=Kept(checkpoint, "attention", {"optimiser": optimiser, "schedule": schedule}),
         progress=progress,
     )
 
@@ -213,46 +224,3 @@ def _batches(count: int, size: int, rng: np.random.Generator) -> Iterator[npt.ND
     order = rng.permutation(count)
     for at in range(0, count, size):
         yield order[at : at + size]
-
-
-def _keep_best(
-    trained: Parameters,
-    epoch: Callable[[np.random.Generator], None],
-    judged: Callable[[], Floats],
-    target: npt.NDArray[np.int32],
-    *,
-    epochs: int,
-    seed: int,
-    progress: Progress | None = None,
-    patience: int = 2,
-) -> float:
-    """Run `epoch` up to `epochs` times, leave the state of least loss (the start included), return its NDCG@10.
-
-    `judged` scores the judging lists with the present state. Stops after `patience` epochs without progress.
-    """
-    import torch
-
-    rng = np.random.default_rng(seed)
-    scores = judged()
-    best, ndcg, state, waited = list_loss(scores, target), ndcg_at(scores, target), _copy(trained), 0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for number in range(epochs):
-            epoch(rng)
-            scores = judged()
-            loss = list_loss(scores, target)
-            if progress is not None:
-                text = f"epoch {number + 1}: loss {loss:.4f}, NDCG@10 {ndcg_at(scores, target):.4f}"
-                progress(text, (number + 1) / epochs)
-            waited = 0 if loss < best else waited + 1
-            if loss < best:
-                best, ndcg, state = loss, ndcg_at(scores, target), _copy(trained)
-            if waited >= patience:
-                break
-    for name, tensor in trained.items():
-        tensor.requires_grad_(False).copy_(state[name])
-    return ndcg
-
-
-def _copy(parameters: Parameters) -> Parameters:
-    return {n: t.detach().clone() for n, t in parameters.items()}

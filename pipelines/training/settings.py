@@ -36,6 +36,12 @@ class TrainingSettings(BaseModel):
     """Peak step size of the attention part."""
     batch_lists: int = Field(64, ge=1)
     """Lists per step."""
+    incremental_epochs: int = Field(2, ge=1)
+    """Most passes over new events when training goes on from the ranker served now."""
+    incremental_learning_rate: float = Field(1e-4, gt=0)
+    """Peak step size then: gentle, since a few new events must not undo what many old ones taught."""
+    incremental_validation_share: float = Field(0.3, gt=0, lt=1)
+    """Share of the new events, the newest, that stops, calibrates and decides."""
     sampled_negatives: int = Field(49, ge=1)
     """Candidates beside the taken one that a step looks at; drawn anew every time."""
     dropout: float = Field(0.1, ge=0, lt=1)

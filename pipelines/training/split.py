@@ -64,6 +64,26 @@ def split_events(log: EventLog, settings: TrainingSettings, *, seed: int) -> Tra
     return TrainingSplit(fit, _examples(kept, parts, settings, seed))
 
 
+def split_after(log: EventLog, moment_ms: int, settings: TrainingSettings, *, seed: int) -> TrainingSplit:
+    """Split `log` at the end of what was learned already: earlier events fit the sources, later ones are examples.
+
+    The newest `incremental_validation_share` of the later events validates. Events that arrived late, with a time
+    before `moment_ms`, feed the sources only.
+    """
+    kept = ring_events(log)
+    order = order_of(kept)
+    grouped = kept.take(order)
+    times = grouped.timestamps_ms
+    parts = np.full(len(grouped), Part.fit, np.uint8)
+    new = times > moment_ms
+    if new.any():
+        parts[new] = Part.train
+        second = np.quantile(times[new], 1 - settings.incremental_validation_share)
+        parts[new & (times > second)] = Part.validate
+    fit = kept.take(np.sort(order[parts == Part.fit]))
+    return TrainingSplit(fit, _examples(kept, parts, settings, seed))
+
+
 def _examples(log: EventLog, parts: npt.NDArray[np.uint8], settings: TrainingSettings, seed: int) -> list[Example]:
     if len(log) == 0:
         return []

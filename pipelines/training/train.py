@@ -1,8 +1,9 @@
 """Trains the compressed ranker from an event log and decides whether it may be served.
 
 Sources and statistics are fitted on events before the examples; half of the validation users stop the training and
-calibrate it, the other half, untouched until then, decides. Knows nothing of artifacts or releases: it fills a
-folder. Called by the `train` command and by `build`.
+calibrate it, the other half, untouched until then, decides. It can go on from the ranker served now and learn from
+later events only. Knows nothing of artifacts or releases: it fills a folder. Called through `makers` by `train` and
+`build`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from models.index import FaissIndex, FlatIndex, VectorIndex
 from models.index_build import build_faiss
 from models.media.layout import Layout
 from models.rankers.calibration import PlattScaling, expected_calibration_error, fit_platt
-from models.rankers.compressed import CompressedModel
+from models.rankers.compressed import CompressedModel, RankerError
 from models.rankers.fusion import FEATURE_NAMES, FusionFeatures
 from models.rankers.inputs import (
     MAX_NUMBERS,
@@ -37,11 +38,13 @@ from models.rankers.inputs import (
 from models.rankers.network import NetworkShape, Parameters, initialise
 from models.retrieval.engine import RetrievalEngine
 from models.retrieval.settings import RetrievalSettings
+from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.examples import Progress, RankingLists, build_lists
 from pipelines.training.fit import ItemInputs, fit_attention, fit_head, score_fused, score_head, set_scaling
-from pipelines.training.measures import gains, paired_bootstrap
+from pipelines.training.measures import ndcg_at
 from pipelines.training.settings import TrainingSettings
-from pipelines.training.split import Part, TrainingSplit, split_events
+from pipelines.training.split import Part, TrainingSplit, split_after, split_events
+from pipelines.training.verdict import verdict
 
 METRICS_FILE = "metrics.json"
 _EXACT_INDEX_UP_TO = 20_000
@@ -57,6 +60,22 @@ class _Sources:
     behaviour: BehaviourSettings
     half_life_days: float
     layout: Layout | None
+
+
+@dataclass(frozen=True, slots=True)
+class Incumbent:
+    """The ranker served now: the one to beat. With `since_ms` training goes on from it, on later events only."""
+
+    folder: Path
+    since_ms: int | None = None
+
+    def model(self, embeddings: Floats) -> CompressedModel | None:
+        """Return it where it is a compressed ranker that reads these vectors, else None: it cannot be compared."""
+        try:
+            model = CompressedModel.read(self.folder)
+        except RankerError:
+            return None
+        return model if model.shape.text_dim == embeddings.shape[1] else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +107,8 @@ def train_ranker(
     half_life_days: float = 14.0,
     layout: Layout | None = None,
     seed: int = 0,
+    incumbent: Incumbent | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train on `log` (sorted by time), write the ranker and `metrics.json` into `folder`, return the metrics.
@@ -96,7 +117,10 @@ def train_ranker(
     events, and `beyond_chance` says whether the paired interval excludes a tie. Small or poor
     data raises nothing: `switch_on` is false, `reason` says why, and with too little of it there is no ranker.
     `retrieval`, `behaviour`, `half_life_days` (of recent popularity) and `layout` (of `embeddings`) must be those the
-    release serves with: the ranker learns on their lists. Deterministic for a seed and a number of torch threads.
+    release serves with: the ranker learns on their lists. A ranker below `incumbent` on later events is not switched
+    on either. Deterministic for a seed and a number of torch threads; killed and called again with the same arguments
+    and `checkpoint` it ends with the same bytes. Raises ValueError where it should go on from a ranker that cannot be
+    read.
     """
     sources = _Sources(retrieval or RetrievalSettings(), behaviour or BehaviourSettings(), half_life_days, layout)
     metrics = _train(
@@ -106,11 +130,24 @@ def train_ranker(
         folder,
         settings or TrainingSettings(),
         sources,
-        seed=seed,
-        progress=progress,
+        _Run(seed, incumbent, checkpoint, progress),
     )
     (folder / METRICS_FILE).write_text(json.dumps(metrics, indent=1, sort_keys=True))
     return metrics
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What one call goes by beside data and settings."""
+
+    seed: int
+    incumbent: Incumbent | None
+    checkpoint: Checkpoint | None
+    progress: Progress | None
+
+    @property
+    def since_ms(self) -> int | None:
+        return None if self.incumbent is None else self.incumbent.since_ms
 
 
 def _train(
@@ -120,30 +157,62 @@ def _train(
     folder: Path,
     settings: TrainingSettings,
     sources: _Sources,
-    *,
-    seed: int,
-    progress: Progress | None,
+    run: _Run,
 ) -> dict[str, Any]:
     started = time.monotonic()
-    split = split_events(log, settings, seed=seed)
-    facts = _facts(log, split, settings, seed)
+    served = None if run.incumbent is None else run.incumbent.model(embeddings)
+    if run.since_ms is None:
+        split = split_events(log, settings, seed=run.seed)
+    else:
+        if served is None:
+            raise ValueError("the ranker served now is no compressed ranker of these vectors: train without going on")
+        split = split_after(log, run.since_ms, settings, seed=run.seed)
+    facts = _facts(log, split, settings, run)
     few = _too_few(len(split.of(Part.train)), len(split.of(Part.validate)), settings)
     if few is not None:
         return {**facts, "switch_on": False, "reason": few}
     statistics = fit_statistics(split.fit, catalog, half_life_days=sources.half_life_days)
-    train, validate = _lists(split, catalog, embeddings, statistics, settings, sources, progress)
+    train, validate = _kept_lists(split, catalog, embeddings, statistics, settings, sources, run)
     facts |= {"train_lists": len(train), "examples_s": round(time.monotonic() - started, 1)}
     judge, decide = validate.take(validate.user % 2 == 0), validate.take(validate.user % 2 == 1)
     few = _too_few(len(train), min(int((part.target >= 0).sum()) for part in (judge, decide)), settings)
     if few is not None:
         return {**facts, "switch_on": False, "reason": few}
     items = _Items(catalog, embeddings, statistics)
-    model, head = _fit(train, judge, items, settings, seed=seed, progress=progress)
+    going_on = run.since_ms is not None
+    # The incumbent's scores first: going on changes its parameters in place.
+    theirs = None if served is None else score_fused(served.parameters, served.shape, items.inputs(served), decide)
+    model, head = (
+        _go_on(served, train, judge, items, settings, run)
+        if going_on and served is not None
+        else _fit(train, judge, items, settings, run)
+    )
     fused = score_fused(model.parameters, model.shape, items.inputs(model), decide)
-    metrics = {**facts, **_verdict(model, head, fused, decide, settings, seed)}
+    decided = verdict(fused, decide, incumbent=theirs, rounds=settings.bootstrap_rounds, seed=run.seed)
+    metrics = {**facts, **decided, "head_ndcg10": ndcg_at(score_head(head, decide), decide.target)}
+    metrics |= {"calibration_error": _calibration_error(model, fused, decide)}
     metrics["seconds"] = round(time.monotonic() - started, 1)
     model.save(folder)
     return metrics
+
+
+def _kept_lists(
+    split: TrainingSplit,
+    catalog: ItemCatalog,
+    embeddings: Floats,
+    statistics: Statistics,
+    settings: TrainingSettings,
+    sources: _Sources,
+    run: _Run,
+) -> tuple[RankingLists, RankingLists]:
+    """Build the lists, or take those that an interrupted training built."""
+    kept = None if run.checkpoint is None else run.checkpoint.arrays("lists")
+    if kept is not None:
+        return RankingLists.of(kept, "train"), RankingLists.of(kept, "validate")
+    train, validate = _lists(split, catalog, embeddings, statistics, settings, sources, run.progress)
+    if run.checkpoint is not None:
+        run.checkpoint.keep_arrays("lists", {**train.columns("train"), **validate.columns("validate")})
+    return train, validate
 
 
 def _lists(
@@ -183,22 +252,42 @@ def _lists(
 
 
 def _fit(
+    train: RankingLists, judge: RankingLists, items: _Items, settings: TrainingSettings, run: _Run
+) -> tuple[CompressedModel, Parameters]:
+    """Return the trained model and the parameters of the head as they were when it was trained alone."""
+    model = _untrained(items, settings, run.seed)
+    p, inputs = model.parameters, items.inputs(model)
+    set_scaling(p, train)
+    fit_head(p, train, judge, seed=run.seed, checkpoint=run.checkpoint)
+    head = _head(p)
+    fit_attention(
+        p, model.shape, inputs, train, judge, settings, seed=run.seed, progress=run.progress, checkpoint=run.checkpoint
+    )
+    return replace(model, calibration=_calibrate(score_fused(p, model.shape, inputs, judge), judge)), head
+
+
+def _go_on(
+    served: CompressedModel,
     train: RankingLists,
     judge: RankingLists,
     items: _Items,
     settings: TrainingSettings,
-    *,
-    seed: int,
-    progress: Progress | None,
+    run: _Run,
 ) -> tuple[CompressedModel, Parameters]:
-    """Return the trained model and the parameters of the head as they were when it was trained alone."""
-    model = _untrained(items, settings, seed)
-    p, inputs = model.parameters, items.inputs(model)
-    set_scaling(p, train)
-    fit_head(p, train, judge, seed=seed)
-    head = {n: t.clone() for n, t in p.items() if n.startswith("head.")}
-    fit_attention(p, model.shape, inputs, train, judge, settings, seed=seed, progress=progress)
-    return replace(model, calibration=_calibrate(score_fused(p, model.shape, inputs, judge), judge)), head
+    """Return the served model after a few gentle passes over new lists, and the parameters of its head before."""
+    p, inputs = served.parameters, items.inputs(served)
+    head = _head(p)
+    gentle = settings.model_copy(
+        update={"epochs": settings.incremental_epochs, "learning_rate": settings.incremental_learning_rate}
+    )
+    fit_attention(
+        p, served.shape, inputs, train, judge, gentle, seed=run.seed, progress=run.progress, checkpoint=run.checkpoint
+    )
+    return replace(served, calibration=_calibrate(score_fused(p, served.shape, inputs, judge), judge)), head
+
+
+def _head(p: Parameters) -> Parameters:
+    return {n: t.clone() for n, t in p.items() if n.startswith("head.")}
 
 
 def _untrained(items: _Items, settings: TrainingSettings, seed: int) -> CompressedModel:
@@ -224,40 +313,14 @@ def _taken(lists: RankingLists) -> npt.NDArray[np.bool_]:
     return taken
 
 
-def _verdict(
-    model: CompressedModel,
-    head: Parameters,
-    fused: Floats,
-    decide: RankingLists,
-    settings: TrainingSettings,
-    seed: int,
-) -> dict[str, Any]:
-    """Compare retrieval order, head and fusion on lists nothing was chosen by."""
-    base = gains(decide.merged, decide.target)
-    alone = gains(score_head(head, decide), decide.target)
-    together = gains(fused, decide.target)
-    gap = paired_bootstrap(together, base, decide.user, rounds=settings.bootstrap_rounds, seed=seed)
+def _calibration_error(model: CompressedModel, fused: Floats, decide: RankingLists) -> float | None:
+    if model.calibration is None:
+        return None
     real = decide.rows >= 0
-    error = None
-    if model.calibration is not None:
-        error = expected_calibration_error(model.calibration.apply(fused[real]), _taken(decide)[real])
-    # The guard is "not below": on small data an honest gain is often within the noise, and the interval says so.
-    reason = "" if gap.mean >= 0 else "the ranker is below retrieval order on later events"
-    return {
-        "retrieval_ndcg10": float(base.mean()),
-        "head_ndcg10": float(alone.mean()),
-        "fused_ndcg10": float(together.mean()),
-        "fused_vs_retrieval": {"mean": gap.mean, "lower": gap.lower, "upper": gap.upper},
-        "list_recall": float((decide.target >= 0).mean()),
-        "calibration_error": error,
-        "validation_lists": len(decide),
-        "switch_on": gap.mean >= 0,
-        "beyond_chance": gap.lower > 0,
-        "reason": reason,
-    }
+    return expected_calibration_error(model.calibration.apply(fused[real]), _taken(decide)[real])
 
 
-def _facts(log: EventLog, split: TrainingSplit, settings: TrainingSettings, seed: int) -> dict[str, Any]:
+def _facts(log: EventLog, split: TrainingSplit, settings: TrainingSettings, run: _Run) -> dict[str, Any]:
     times = log.timestamps_ms
     return {
         "events": len(log),
@@ -265,7 +328,8 @@ def _facts(log: EventLog, split: TrainingSplit, settings: TrainingSettings, seed
         "examples": len(split.examples),
         "data_window_ms": [int(times.min()), int(times.max())] if len(times) else None,
         "settings": settings.model_dump(),
-        "seed": seed,
+        "seed": run.seed,
+        "since_ms": run.since_ms,
     }
 
 

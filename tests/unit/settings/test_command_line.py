@@ -25,6 +25,7 @@ COMMANDS = (
     "import",
     "build",
     "reembed",
+    "train",
     "rollback",
     "recommend",
     "ingest",

@@ -1,0 +1,159 @@
+"""The body of `raycommend train`: a ranker from the events so far, served only where it wins on later ones.
+
+Learns from the imported events and from those that the running deployment wrote since. Everything else of the release
+is made by the same builder as `build`, which reuses what is unchanged. A training that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cluster.config import Settings
+from cluster.console import bars, say, stderr
+from cluster.errors import OperatorError
+from cluster.prepare import build_release, embedder_here, keep_release
+from cluster.workspace import Workspace
+from models.artifacts import Artifact
+from models.consumer.event_log import read_event_log
+from models.events import EventLog
+from models.progress import Progress
+from models.releases import Release
+from pipelines.dataset import Dataset
+from pipelines.makers import CompressedTraining, RankerMaker
+from pipelines.training.checkpoint import Checkpoint
+from serve.auth import DEFAULT_TENANT
+
+PUBLISHED, UNCHANGED, LOST = "published", "unchanged", "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What `train` is asked for."""
+
+    kind: str = "compressed"
+    """Back end."""
+    incremental: bool = False
+    """Go on from the ranker served now, on later events only."""
+    dataset: str | None = None
+    """Imported data set; the default is `cluster.dataset`."""
+
+
+@dataclass(slots=True)
+class _Checkpoints:
+    """Opens the checkpoint of a training and remembers it, so that it goes once the artifact is kept."""
+
+    workspace: Workspace
+    opened: list[Checkpoint] = field(default_factory=list)
+
+    def __call__(self, key: str) -> Checkpoint:
+        checkpoint = Checkpoint.under(self.workspace.training, key)
+        if checkpoint.folder.is_dir():
+            say("going on with the training that was interrupted")
+        self.opened.append(checkpoint)
+        return checkpoint
+
+    def clear(self) -> None:
+        for checkpoint in self.opened:
+            checkpoint.clear()
+
+
+def train(settings: Settings, wish: Wish) -> dict[str, Any]:
+    """Train, judge and, where the ranker wins, publish; return what happened: `outcome` and figures.
+
+    Raises OperatorError where there is nothing to go on from.
+    """
+    started = time.monotonic()
+    workspace = Workspace(settings)
+    data = workspace.dataset(wish.dataset)
+    before = workspace.newest_release()
+    served = _served(workspace, before, data)
+    live = read_event_log(workspace.events / DEFAULT_TENANT)
+    since = _since(served, wish) if wish.incremental else None
+    if since is not None and not _later(data.events, since) + _later(live, since):
+        return {"outcome": UNCHANGED, "said": "no event is later than those the ranker served now has learned from"}
+    checkpoints = _Checkpoints(workspace)
+    asked = settings.pipelines.model_copy(update={"train_ranker": True})
+    settings = settings.model_copy(update={"pipelines": asked})
+    with _told() as progress:
+        maker: RankerMaker = _maker(settings, wish, progress, live, served, since, checkpoints)
+        embedder = embedder_here(settings)
+        report = build_release(settings, data, embedder=embedder, progress=progress, ranker=maker)
+    made = report.steps[-1]
+    metrics = dict(made.meta["metrics"])
+    facts: dict[str, Any] = {
+        "kind": wish.kind,
+        "ranker": made.ref,
+        "parent": made.meta.get("parent"),
+        "window_ms": made.meta.get("window_ms"),
+        "reused": made.reused,
+        "seconds": round(time.monotonic() - started, 1),
+        "metrics": metrics,
+    }
+    if served is not None and made.ref == served.ref:
+        outcome, said = UNCHANGED, "the ranker served now was made of the same events and settings"
+    elif metrics["switch_on"]:
+        keep_release(settings, report.release)
+        facts["release"] = report.release.release_id
+        outcome, said = PUBLISHED, f"release {report.release.release_id}"
+    else:
+        outcome, said = LOST, f"{metrics['reason']}; the release served now stays"
+    # Only now: a kill before the artifact is kept must not cost the training.
+    checkpoints.clear()
+    return {"outcome": outcome, "said": said, **facts}
+
+
+def _maker(
+    settings: Settings,
+    wish: Wish,
+    progress: Progress,
+    live: EventLog,
+    served: Artifact | None,
+    since_ms: int | None,
+    checkpoint: Callable[[str], Checkpoint],
+) -> RankerMaker:
+    if wish.kind != "compressed":
+        raise OperatorError(f"no training for {wish.kind} rankers")
+    return CompressedTraining(
+        settings.pipelines, settings.models.retrieval, progress, live, served, since_ms, checkpoint
+    )
+
+
+def _served(workspace: Workspace, before: Release | None, data: Dataset) -> Artifact | None:
+    """Return the ranker served now, verified; None where there is none, or one of other data: nothing to compare."""
+    if before is None or "ranker" not in before.artifacts or before.notes.get("dataset") != data.name:
+        return None
+    return workspace.artifacts().get(before.artifacts["ranker"])
+
+
+def _since(served: Artifact | None, wish: Wish) -> int:
+    window: list[int] = [] if served is None else served.meta.get("window_ms", [])
+    if len(window) != 2:
+        raise OperatorError("--incremental goes on from the ranker served now, and there is none: leave it out")
+    return int(window[1])
+
+
+def _later(log: EventLog, moment_ms: int) -> int:
+    return int(np.count_nonzero(log.timestamps_ms > moment_ms))
+
+
+@contextmanager
+def _told() -> Iterator[Progress]:
+    """Yield a progress that draws bars on a terminal, and elsewhere says each step once."""
+    if stderr.is_terminal:
+        with bars() as progress:
+            yield progress
+        return
+    said: set[str] = set()
+
+    def tell(step: str, done: int, total: int | None) -> None:
+        if step not in said:
+            said.add(step)
+            say(step)
+
+    yield tell

@@ -1,0 +1,136 @@
+"""Epochs with early stopping that go on after a kill exactly where they were.
+
+What is kept after each epoch is all that decides the next one: weights, the optimiser's moments, the schedule, both
+random states and the best weights so far. So an interrupted training ends with the same bytes as one in a single run.
+Knows nothing of models. Called by `fit`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from models.rankers.network import Parameters
+from pipelines.training.checkpoint import Checkpoint
+from pipelines.training.examples import Progress
+from pipelines.training.measures import list_loss, ndcg_at
+
+Floats = npt.NDArray[np.float32]
+
+
+class Stateful(Protocol):
+    """An optimiser or a schedule of torch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that it remembers."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Take over what another one remembered."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Where a phase keeps its state, under which name, and what belongs to it beside the weights."""
+
+    checkpoint: Checkpoint | None = None
+    name: str = "epochs"
+    parts: Mapping[str, Stateful] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Standing:
+    """How far a phase is and the best it has seen."""
+
+    epoch: int
+    best: float
+    ndcg: float
+    state: Parameters
+    waited: int = 0
+
+
+def keep_best(
+    trained: Parameters,
+    epoch: Callable[[np.random.Generator], None],
+    judged: Callable[[], Floats],
+    target: npt.NDArray[np.int32],
+    *,
+    epochs: int,
+    seed: int,
+    kept: Kept,
+    progress: Progress | None = None,
+    patience: int = 2,
+) -> float:
+    """Run `epoch` up to `epochs` times, leave the state of least loss (the start included), return its NDCG@10.
+
+    `judged` scores the judging lists with the present state. Stops after `patience` epochs without progress.
+    """
+    import torch
+
+    rng = np.random.default_rng(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        at = _resumed(trained, kept, rng)
+        if at is None:
+            scores = judged()
+            at = _Standing(0, list_loss(scores, target), ndcg_at(scores, target), _copy(trained))
+        while at.epoch < epochs and at.waited < patience:
+            epoch(rng)
+            scores = judged()
+            loss, ndcg = list_loss(scores, target), ndcg_at(scores, target)
+            at.epoch += 1
+            at.waited = 0 if loss < at.best else at.waited + 1
+            if loss < at.best:
+                at.best, at.ndcg, at.state = loss, ndcg, _copy(trained)
+            _keep(trained, kept, rng, at)
+            if progress is not None:
+                progress(f"epoch {at.epoch}: loss {loss:.4f}, NDCG@10 {ndcg:.4f}", at.epoch / epochs)
+    for name, tensor in trained.items():
+        tensor.requires_grad_(False).copy_(at.state[name])
+    return at.ndcg
+
+
+def _keep(trained: Parameters, kept: Kept, rng: np.random.Generator, at: _Standing) -> None:
+    import torch
+
+    if kept.checkpoint is None:
+        return
+    state = {
+        "epoch": at.epoch,
+        "best": at.best,
+        "ndcg": at.ndcg,
+        "waited": at.waited,
+        "state": at.state,
+        "trained": _copy(trained),
+        "numpy": json.dumps(rng.bit_generator.state),
+        "torch": torch.get_rng_state(),
+        **{f"part {name}": part.state_dict() for name, part in kept.parts.items()},
+    }
+    kept.checkpoint.keep_state(kept.name, state)
+
+
+def _resumed(trained: Parameters, kept: Kept, rng: np.random.Generator) -> _Standing | None:
+    """Put everything back as it was after the last epoch; None where nothing was kept."""
+    import torch
+
+    state = None if kept.checkpoint is None else kept.checkpoint.state(kept.name)
+    if state is None:
+        return None
+    with torch.no_grad():
+        for name, tensor in trained.items():
+            tensor.copy_(state["trained"][name])
+    for name, part in kept.parts.items():
+        part.load_state_dict(state[f"part {name}"])
+    rng.bit_generator.state = json.loads(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    return _Standing(state["epoch"], state["best"], state["ndcg"], state["state"], state["waited"])
+
+
+def _copy(parameters: Parameters) -> Parameters:
+    return {n: t.detach().clone() for n, t in parameters.items()}

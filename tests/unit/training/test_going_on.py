@@ -1,0 +1,216 @@
+"""Training that was killed, training on new events only, and the guard against the ranker served now."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from models.rankers.compressed import CompressedModel
+from pipelines.training import train as training
+from pipelines.training.checkpoint import Checkpoint
+from pipelines.training.examples import empty_lists
+from pipelines.training.settings import TrainingSettings
+from pipelines.training.split import Part, split_after
+from pipelines.training.train import Incumbent, train_ranker
+from pipelines.training.verdict import verdict
+
+QUICK = TrainingSettings(
+    train_positions=4, validation_positions=2, epochs=3, list_size=60, bootstrap_rounds=200, min_examples=10
+)
+
+
+def trained(folder, log, catalog, embeddings, **named):
+    folder.mkdir()
+    metrics = train_ranker(log, catalog, embeddings, folder, **{"settings": QUICK, **named})
+    return metrics, (folder / "ranker.safetensors").read_bytes() if metrics.get("fused_ndcg10") else b""
+
+
+class Killed(BaseException):
+    """What a kill looks like to code that must not catch it."""
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_an_interrupted_training_ends_with_the_bytes_of_one_in_a_single_run(
+    make_catalog, make_taste_log, tmp_path, monkeypatch, epoch
+):
+    catalog, embeddings = make_catalog(100)
+    log = make_taste_log(60)
+    _, whole = trained(tmp_path / "whole", log, catalog, embeddings)
+
+    def dying(step, share):
+        if step.startswith(f"epoch {epoch}"):
+            raise Killed
+
+    kept = Checkpoint(tmp_path / "kept")
+    with pytest.raises(Killed):
+        trained(tmp_path / "cut", log, catalog, embeddings, checkpoint=kept, progress=dying)
+    again: list[str] = []
+    monkeypatch.setattr(training, "build_lists", lambda *_, **__: pytest.fail("the lists were built again"))
+    _, resumed = trained(
+        tmp_path / "on", log, catalog, embeddings, checkpoint=kept, progress=lambda step, share: again.append(step)
+    )
+    assert resumed == whole
+    assert [step.split(":")[0] for step in again] == [f"epoch {n}" for n in range(epoch + 1, 4)]
+
+
+def test_a_process_that_is_killed_goes_on_where_it_was(make_catalog, tmp_path):
+    """A real SIGKILL in the middle of the training, then the same call in another process."""
+    make_catalog(100)
+    program = textwrap.dedent(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        import numpy as np, torch
+        from models.catalog import ItemCatalog
+        from models.encoder import HashEncoder
+        from models.events import EventLog
+        from pipelines.training.checkpoint import Checkpoint
+from pipelines.training.examples import empty_lists
+        from pipelines.training.settings import TrainingSettings
+        from pipelines.training.train import train_ranker
+        torch.set_num_threads(1)
+        here, die = Path(sys.argv[1]), sys.argv[2]
+        catalog = ItemCatalog(here)
+        rng = np.random.default_rng(5)
+        rows = [(f"u{u}", f"i{i}") for u in range(40) for i in rng.permutation(100)[:12]]
+        users, items = (np.array(c, object) for c in zip(*rows))
+        n = len(rows)
+        log = EventLog(users, items, np.full(n, 2, np.uint8), np.ones(n, np.float32), np.arange(n) * 1000)
+        settings = TrainingSettings(train_positions=4, validation_positions=2, epochs=3, list_size=60,
+                                    bootstrap_rounds=200, min_examples=5)
+        (out := here / f"out-{die or 'none'}-{sys.argv[3]}").mkdir()
+        def told(step, share):
+            print(step.split(":")[0], flush=True)
+            if die and step.startswith(die):
+                os.kill(os.getpid(), signal.SIGKILL)
+        train_ranker(log, catalog, HashEncoder(16).encode([catalog.document(r) for r in range(100)]), out,
+                     settings=settings, checkpoint=Checkpoint(here / sys.argv[3]), progress=told)
+        """
+    )
+
+    def run(die: str, kept: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", program, str(tmp_path), die, kept]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    killed, resumed, whole = run("epoch 1", "kept"), run("", "kept"), run("", "other")
+    assert killed.returncode == -9
+    assert resumed.returncode == whole.returncode == 0, resumed.stderr + whole.stderr
+    assert "epoch 1" in whole.stdout and "epoch 1" not in resumed.stdout
+    weights = [(tmp_path / f"out-none-{kept}" / "ranker.safetensors").read_bytes() for kept in ("kept", "other")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 half a file"])
+def test_a_checkpoint_that_cannot_be_read_is_done_again(make_catalog, make_taste_log, tmp_path, damage):
+    catalog, embeddings = make_catalog(100)
+    log = make_taste_log(60)
+    kept = Checkpoint(tmp_path / "kept")
+    _, first = trained(tmp_path / "a", log, catalog, embeddings, checkpoint=kept)
+    for file in kept.folder.iterdir():
+        file.write_bytes(damage)
+    _, second = trained(tmp_path / "b", log, catalog, embeddings, checkpoint=kept)
+    assert first == second
+
+
+def test_checkpoints_that_nobody_goes_on_with_are_removed(tmp_path):
+    import os
+
+    for name, age_s in (("old", 30 * 86_400), ("new", 60)):
+        Checkpoint(tmp_path / name).keep_arrays("lists", {"a": np.zeros(1)})
+        at = os.stat(tmp_path / name).st_mtime - age_s
+        os.utime(tmp_path / name, (at, at))
+    Checkpoint.under(tmp_path, "mine")
+    assert [p.name for p in tmp_path.iterdir()] == ["new"]
+
+
+def test_going_on_learns_from_later_events_only_and_starts_from_the_ranker_served(
+    make_catalog, make_taste_log, tmp_path, monkeypatch
+):
+    catalog, embeddings = make_catalog(100)
+    log = make_taste_log(160)
+    moment = int(np.quantile(log.timestamps_ms, 0.6))
+    early = log.take(log.timestamps_ms <= moment)
+    trained(tmp_path / "served", early, catalog, embeddings)
+    seen: list[int] = []
+    real = training.build_lists
+
+    def watched(examples, *rest, **named):
+        seen.extend(int(e.history.timestamps_ms[e.position]) for e in examples)
+        return real(examples, *rest, **named)
+
+    monkeypatch.setattr(training, "build_lists", watched)
+    metrics, _ = trained(
+        tmp_path / "on", log, catalog, embeddings, incumbent=Incumbent(tmp_path / "served", since_ms=moment)
+    )
+    assert min(seen) > moment
+    assert metrics["since_ms"] == moment and metrics["fit_events"] == len(early)
+    before, after = (CompressedModel.read(tmp_path / name) for name in ("served", "on"))
+    assert np.array_equal(before.parameters["head.mean"], after.parameters["head.mean"])  # not fitted anew
+    moved = float((before.parameters["layer0.qkv"] - after.parameters["layer0.qkv"]).abs().max())
+    assert moved < 0.1
+    assert metrics["incumbent_ndcg10"] > 0 and "lower" in metrics["fused_vs_incumbent"]
+
+
+def test_later_events_are_split_by_time_and_what_came_late_only_feeds_the_sources(make_taste_log):
+    log = make_taste_log(50)
+    moment = int(np.quantile(log.timestamps_ms, 0.5))
+    split = split_after(log, moment, QUICK, seed=0)
+    assert split.fit.timestamps_ms.max() <= moment
+    times = {
+        part: [int(e.history.timestamps_ms[e.position]) for e in split.of(part)] for part in (Part.train, Part.validate)
+    }
+    assert moment < min(times[Part.train]) and max(times[Part.train]) < min(times[Part.validate])
+    assert not split_after(log, int(log.timestamps_ms[-1]), QUICK, seed=0).examples
+
+
+def test_too_few_new_events_are_a_reason_and_not_a_crash(make_catalog, make_taste_log, tmp_path):
+    catalog, embeddings = make_catalog(100)
+    log = make_taste_log(60)
+    trained(tmp_path / "served", log, catalog, embeddings)
+    late = Incumbent(tmp_path / "served", since_ms=int(log.timestamps_ms[-3]))
+    metrics, _ = trained(tmp_path / "on", log, catalog, embeddings, incumbent=late)
+    assert not metrics["switch_on"] and "min_examples" in metrics["reason"]
+
+
+def test_a_ranker_below_the_one_served_now_is_not_switched_on(make_catalog, make_taste_log, tmp_path):
+    catalog, embeddings = make_catalog(100)
+    log = make_taste_log(160)
+    good, _ = trained(tmp_path / "good", log, catalog, embeddings)
+    assert good["switch_on"]
+    served = Incumbent(tmp_path / "good")
+    # The same settings again are the same ranker: a tie is no loss.
+    again, _ = trained(tmp_path / "again", log, catalog, embeddings, incumbent=served)
+    assert again["switch_on"] and again["fused_vs_incumbent"]["mean"] == 0
+    weak = QUICK.model_copy(update={"epochs": 0, "train_positions": 1})
+    worse, _ = trained(tmp_path / "worse", log, catalog, embeddings, incumbent=served, settings=weak)
+    assert worse["fused_ndcg10"] < worse["incumbent_ndcg10"]
+    assert worse["fused_vs_incumbent"]["mean"] < 0 and not worse["switch_on"]
+
+
+def test_the_verdict_names_who_was_better():
+    lists = empty_lists(40, 5).take(np.arange(40))
+    lists.rows[:], lists.target[:], lists.user[:] = np.arange(5), 2, np.arange(40)
+    lists.merged[:] = [5, 4, 3, 2, 1]
+    best, middle = np.zeros((2, 40, 5), np.float32)
+    best[:, 2], middle[:, 2], middle[:, 1] = 1, 1, 2
+    retrieval_only = verdict(middle, lists, rounds=200, seed=0)
+    assert retrieval_only["switch_on"] and retrieval_only["beyond_chance"] and retrieval_only["reason"] == ""
+    beaten = verdict(middle, lists, incumbent=best, rounds=200, seed=0)
+    assert not beaten["switch_on"] and "served now" in beaten["reason"]
+    assert verdict(best, lists, incumbent=best, rounds=200, seed=0)["switch_on"]
+    assert "retrieval order" in verdict(-best, lists, incumbent=best, rounds=200, seed=0)["reason"]
+
+
+def test_going_on_from_a_ranker_that_cannot_be_read_says_so(make_catalog, make_taste_log, tmp_path):
+    catalog, embeddings = make_catalog(100)
+    (tmp_path / "served").mkdir()
+    with pytest.raises(ValueError, match="train without going on"):
+        trained(
+            tmp_path / "on",
+            make_taste_log(60),
+            catalog,
+            embeddings,
+            incumbent=Incumbent(tmp_path / "served", since_ms=1),
+        )

@@ -1,0 +1,142 @@
+"""`raycommend train` over a state folder: what is published, what is not, and what it says."""
+
+import json
+import socket
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from cluster.cli import app
+from cluster.config import load_settings
+from cluster.workspace import Workspace
+from models.catalog import Item
+from models.encoder import HashEncoder
+from models.events import Event, EventType
+from models.store.streams import StreamEntry
+from pipelines.dataset import Dataset, write_dataset
+
+TRAINING = (
+    "pipelines.training={train_positions: 4, validation_positions: 2, epochs: 1, list_size: 60, bootstrap_rounds: 200, "
+    "min_examples: 10}"
+)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, make_taste_log):
+    """A state folder with an imported data set, vectors by the shipped fake, and nothing that runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Workspace, "encoder", lambda self, *, threads=None: HashEncoder(16))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = int(taken.getsockname()[1])
+    overrides = [
+        f"cluster.state={tmp_path / 'state'}",
+        f"serve.http_port={port}",
+        "cluster.dataset=taste",
+        "models.encoder.dimension=16",
+        "pipelines.canary={min_overlap: 0}",
+        TRAINING,
+    ]
+    return overrides
+
+
+def settings_of(place):
+    return load_settings("local", place, environ={})
+
+
+def imported(place, log):
+    items = [
+        Item(f"i{k}", f"film {k}", labels={"genre": (f"g{k % 5}",)}, numbers={"year": 1980.0 + k % 30})
+        for k in range(100)
+    ]
+    workspace = Workspace(settings_of(place))
+    workspace.data.mkdir(parents=True, exist_ok=True)
+    write_dataset(Dataset("taste", items, log), workspace.dataset_folder("taste"))
+    return workspace
+
+
+def run(place, command, *options, sets=()):
+    named = [part for override in [*place, *sets] for part in ("--set", override)]
+    result = CliRunner().invoke(app, [command, *named, "--json", *options])
+    return result, json.loads(result.stdout.splitlines()[-1])
+
+
+def test_training_publishes_a_release_then_finds_nothing_new_then_goes_on_from_live_events(place, make_taste_log):
+    log = make_taste_log(160)
+    workspace = imported(place, log)
+    result, first = run(place, "train")
+    assert result.exit_code == 0, result.output
+    assert first["outcome"] == "published" and first["parent"] is None
+    assert first["window_ms"] == [int(log.timestamps_ms[0]), int(log.timestamps_ms[-1])]
+    latest = workspace.releases().latest()
+    assert latest.release_id == first["release"] and latest.artifacts["ranker"] == first["ranker"]
+    assert not list(workspace.training.glob("*"))
+
+    result, same = run(place, "train")
+    assert result.exit_code == 0 and same["outcome"] == "unchanged" and same["reused"]
+    result, none = run(place, "train", "--incremental")
+    assert result.exit_code == 0 and none["outcome"] == "unchanged"
+    assert workspace.releases().latest().release_id == first["release"]
+
+    live = live_events(workspace, users=80, after_ms=int(log.timestamps_ms[-1]))
+    result, on = run(place, "train", "--incremental")
+    assert on["parent"] == first["ranker"], on
+    assert on["metrics"]["since_ms"] == first["window_ms"][1]
+    assert on["window_ms"] == [first["window_ms"][0], live]
+    assert (result.exit_code, on["outcome"]) in {(0, "published"), (4, "lost")}
+    now = workspace.releases().latest()
+    assert now.artifacts["ranker"] == (on["ranker"] if on["outcome"] == "published" else first["ranker"])
+
+
+def live_events(workspace, *, users, after_ms):
+    """Write what the consumer of a running deployment would have written, and return the last time."""
+    from models.consumer.event_log import write_entries
+
+    rng = np.random.default_rng(1)
+    entries, at = [], after_ms
+    for user in range(users):
+        for item in rng.permutation(np.arange(user % 5, 100, 5))[:6]:
+            at += 1000
+            event = Event(f"e{at}", f"u{user}", EventType.rating, at, f"i{item}", 4.0)
+            entries.append((user % 7, StreamEntry(f"{at}-0", event)))
+    write_entries(workspace.events / "main", entries)
+    return at
+
+
+def test_a_ranker_that_loses_is_kept_but_not_published_and_the_exit_code_says_so(place, make_taste_log):
+    workspace = imported(place, make_taste_log(160))
+    _, first = run(place, "train")
+    served = workspace.releases().latest().release_id
+    weak = TRAINING.replace("epochs: 1", "epochs: 0").replace("train_positions: 4", "train_positions: 1")
+    result, lost = run(place, "train", sets=[weak])
+    assert result.exit_code == 4
+    assert lost["ok"] is False and lost["outcome"] == "lost" and "served now" in lost["said"]
+    assert lost["metrics"]["fused_vs_incumbent"]["mean"] < 0
+    assert lost["parent"] == first["ranker"] and lost["ranker"] in workspace.artifacts().list("ranker")
+    assert workspace.releases().latest().release_id == served
+
+
+def test_one_user_is_too_little_to_learn_from_and_nothing_is_published(place, make_taste_log):
+    log = make_taste_log(5)
+    workspace = imported(place, log.take(log.user_ids == "u0"))
+    result, lost = run(place, "train")
+    assert result.exit_code == 4 and "min_examples" in lost["said"]
+    assert workspace.releases().latest() is None
+
+
+def test_going_on_without_a_ranker_is_one_sentence(place, make_taste_log):
+    imported(place, make_taste_log(5))
+    result, answer = run(place, "train", "--incremental")
+    assert result.exit_code == 1 and "leave it out" in answer["error"]
+
+
+def test_a_served_ranker_that_does_not_match_its_manifest_is_refused_and_stays_where_it_is(place, make_taste_log):
+    workspace = imported(place, make_taste_log(160))
+    _, first = run(place, "train")
+    artifact = workspace.artifacts().get(first["ranker"])
+    weights = artifact.path / "ranker.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    result, answer = run(place, "train", sets=["pipelines.seed=1"])
+    assert result.exit_code == 1 and "ranker.safetensors is truncated or damaged" in answer["error"]
+    assert workspace.releases().latest().release_id == first["release"]

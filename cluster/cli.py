@@ -92,7 +92,7 @@ def status(env: Env = "local", set_: Set = None, json: Json = False) -> None:
 
 @app.command("import")
 def import_(
-    name: Annotated[str, typer.Argument(help="movielens-100k, movielens-small, online-retail or generic.")],
+    name: Annotated[str, typer.Argument(help="movielens-100k, -small, online-retail, amazon-industrial or generic.")],
     path: Annotated[Path | None, typer.Option(help="File or folder of the data set.")] = None,
     items: Annotated[Path | None, typer.Option(help="generic: items as JSON lines or Parquet.")] = None,
     events: Annotated[Path | None, typer.Option(help="generic: events as JSON lines or Parquet.")] = None,

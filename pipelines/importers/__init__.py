@@ -10,12 +10,22 @@ from dataclasses import dataclass
 
 from models.hub import MOVIELENS_100K_URI
 from pipelines.dataset import Dataset
+from pipelines.importers.amazon import amazon_industrial
 from pipelines.importers.generic import generic
 from pipelines.importers.movielens import movielens_100k, movielens_small
 from pipelines.importers.online_retail import online_retail
 from pipelines.importers.rejects import ImportFailed
 
-__all__ = ["IMPORTERS", "ImportFailed", "Importer", "generic", "movielens_100k", "movielens_small", "online_retail"]
+__all__ = [
+    "IMPORTERS",
+    "ImportFailed",
+    "Importer",
+    "amazon_industrial",
+    "generic",
+    "movielens_100k",
+    "movielens_small",
+    "online_retail",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,5 +51,10 @@ IMPORTERS: Mapping[str, Importer] = {
     ),
     "movielens-small": Importer(movielens_small, ("path",), "ml-latest-small, a folder you have downloaded"),
     "online-retail": Importer(online_retail, ("path",), "a shop's invoices (UCI), a Parquet file"),
+    "amazon-industrial": Importer(
+        amazon_industrial,
+        ("path",),
+        "products with long texts (Amazon 2018 by MiniOneRec), a folder you have",
+    ),
     "generic": Importer(generic, ("items", "events"), "your own items and events, JSON lines or Parquet"),
 }

@@ -32,6 +32,7 @@ from pipelines.evaluation.baselines import BEST_BASELINE, baselines, once, shop_
 from pipelines.evaluation.declared import FOLDS, strangers, undeclared
 from pipelines.evaluation.evaluate import Report
 from pipelines.evaluation.protocol import Split, leave_last, moment_of, split_by_time, validation_log
+from pipelines.evaluation.tune_baskets import STRETCHES, split_of
 
 DATASETS = {"ml-100k": "movielens-100k"}
 """Names of the evaluation that differ from the importer's."""
@@ -95,6 +96,10 @@ def evaluate_dataset(
             methods = {name: once(build) for name, build in methods.items()}
         asked = (0,) if repeats else tuple(range(seeds))
         questions = {question: driver.ask(question, split, methods, asked) for question, split in splits.items()}
+        if validation and repeats:
+            for stretch in STRETCHES[:-1]:  # the last one is `NEW`
+                question, split = named(stretch), split_of(dataset.events, stretch, limit=_EVERYTHING)
+                questions[question] = driver.ask(question, partial(_same, split), methods, asked)
         if validation and not repeats and catalog.label_names:
             known, encoder, merged = validation_log(dataset.events), workspace.encoder(), methods[MERGED]
             for question, events in DECLARED.items():
@@ -107,6 +112,11 @@ def evaluate_dataset(
             for label, part in _by_state(splits, settings.models.retrieval.stale_after_s):
                 states[label] = driver.ask(label, part, by_state, asked)
         return Evaluation(questions, states)
+
+
+def named(stretch: tuple[float, float]) -> str:
+    """Return what the question about an earlier stretch of time is called."""
+    return f"{NEW}, {stretch[0]:.0%} to {stretch[1]:.0%}"
 
 
 def _embedded(settings: Settings, workspace: Workspace, dataset: Dataset) -> tuple[ItemCatalog, np.ndarray]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cluster.evaluate import named
 from models.behaviour.behaviour import Behaviour, BehaviourSettings, behaviour_of, fit_behaviour
 from models.behaviour.ease import fit_ease
 from models.behaviour.interactions import interactions_of
@@ -19,10 +20,11 @@ from models.index import FlatIndex
 from models.retrieval.engine import RetrievalEngine
 from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings, SourceWeights
+from pipelines.evaluation.ablation import uniform
 from pipelines.evaluation.baselines import SHOP_BASELINES, once, shop_baselines
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.protocol import moment_of, split_by_time
-from pipelines.evaluation.tune_baskets import tune_baskets
+from pipelines.evaluation.tune_baskets import STRETCHES, split_of, tune_baskets
 
 DAY_MS = 86_400_000
 ITEMS = 30
@@ -174,6 +176,38 @@ def test_tuning_for_baskets_reads_no_test_event_and_never_ends_below_its_start(c
     found = [tune_baskets(each, engine_of(catalog), start, sweeps=1, grid=(0.0, 1.0)) for each in (log, poisoned)]
     assert held.any() and found[0] == found[1]
     assert found[0].ndcg > found[0].ndcg_before > 0
+
+
+def test_with_a_yardstick_the_worst_stretch_is_what_counts(catalog: ItemCatalog) -> None:
+    log, start = shop(), {Source.collaborative: 1.0, Source.popular: 2.0}
+    options = {"sweeps": 1, "grid": (0.0, 1.0), "repeats": (True,)}
+    weights = SourceWeights(**{str(s.name): start.get(s, 0.0) for s in SCORED_SOURCES})
+
+    def itself(train: EventLog) -> Callable[[RetrievalQuery, int], list[str]]:
+        engine = engine_of(catalog)(train)
+        engine = engine.reweighted(uniform(engine.settings, weights))
+        return lambda query, k: catalog.item_ids(engine.retrieve(query).rows)
+
+    def nothing(train: EventLog) -> Callable[[RetrievalQuery, int], list[str]]:
+        return lambda query, k: []
+
+    against_itself = tune_baskets(log, engine_of(catalog), start, yardstick=itself, **options)
+    assert against_itself.ndcg_before == pytest.approx(0.0) and against_itself.ndcg > 0
+    worst = tune_baskets(log, engine_of(catalog), start, yardstick=nothing, **options)
+    alone = [
+        tune_baskets(log, engine_of(catalog), start, stretches=(one,), yardstick=nothing, **options)
+        for one in STRETCHES
+    ]
+    mean = tune_baskets(log, engine_of(catalog), start, **options)
+    assert worst.ndcg_before == min(each.ndcg_before for each in alone) < mean.ndcg_before
+
+
+def test_a_stretch_is_predicted_from_what_lies_before_it(catalog: ItemCatalog) -> None:
+    log = shop()
+    split = split_of(log, (0.4, 0.5), repeats=True)
+    assert split.train.timestamps_ms.max() < moment_of(log, 0.41)
+    assert split.cases and max(case.now_ms for case in split.cases) < moment_of(log, 0.5)
+    assert named(STRETCHES[0]) == "new, 30% to 40%"
 
 
 def test_poisoned_test_baskets_change_the_score_and_nothing_that_is_learned(catalog: ItemCatalog) -> None:

@@ -136,7 +136,8 @@ class RetrievalEngine:
         asked = [s for s in self._sources if not query.about_seeds or weights.of(s) > 0 or s is Source.popular]
         opinions = {s: o for s in asked if (o := self._ask(s, query, state)) is not None}
         depth = max(query.n, self.settings.source_depth)
-        found = {s: o.top(depth, allowed) for s, o in opinions.items() if weights.of(s) > 0 or s is Source.popular}
+        proposing = (s for s in opinions if weights.of(s) > 0 or s is Source.popular)
+        found = {s: self._top(s, opinions[s], depth, allowed, query) for s in proposing}
         if len(self.catalog) <= DENSE_BELOW or query.only_items is not None:
             rows = np.flatnonzero(allowed).astype(np.int32)
         else:
@@ -162,14 +163,15 @@ class RetrievalEngine:
         weights: SourceWeights,
         query: RetrievalQuery,
     ) -> Candidates:
-        scaled = np.zeros((len(rows), len(SCORED_SOURCES)), np.float32)
+        columns = self._columns(rows, opinions, query)
         total = np.zeros(len(rows), np.float32)
-        for source, opinion in opinions.items():
-            if opinion.spread > 0:
-                column = opinion.of(rows) / np.float32(opinion.spread)
-                scaled[:, COLUMN_OF[source]] = column
-                total += np.float32(weights.of(source)) * column
+        for source, column in columns.items():
+            if (weight := weights.of(source)) > 0:
+                total += np.float32(weight) * column
         best = self._best(rows, total, query.n)
+        scaled = np.zeros((len(best), len(SCORED_SOURCES)), np.float32)
+        for source, column in columns.items():
+            scaled[:, COLUMN_OF[source]] = column[best]
         bits = np.zeros(len(self.catalog), np.uint16)
         for source, hits in found.items():
             if weights.of(source) > 0:
@@ -179,7 +181,14 @@ class RetrievalEngine:
         sources = bits[rows[best]]
         if query.only_items is not None:
             sources |= np.uint16(Source.given)
-        return Candidates(rows[best], sources, scaled[best], total[best])
+        return Candidates(rows[best], sources, scaled, total[best])
+
+    def _columns(self, rows: Rows, opinions: dict[Source, Opinion], query: RetrievalQuery) -> dict[Source, Scores]:
+        """Return each opinion of `rows` at unit variance; those that tell nothing apart are left out."""
+        return {s: o.of(rows) / np.float32(o.spread) for s, o in opinions.items() if o.spread > 0}
+
+    def _top(self, source: Source, opinion: Opinion, depth: int, allowed: Mask, query: RetrievalQuery) -> Rows:
+        return opinion.top(depth, allowed)
 
     def _best(self, rows: Rows, total: Scores, n: int) -> npt.NDArray[np.intp]:
         """Positions of the `n` best, ties by item id; exact at the boundary."""

@@ -11,10 +11,11 @@ from typing import Any
 
 from models.candidates import Source
 from models.features import UserFeatures
-from models.opinion import Mask, Opinion
+from models.opinion import Mask, Opinion, Rows, Scores
 from models.retrieval.engine import RetrievalEngine
 from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings
+from models.retrieval.sources import DENSE_BELOW
 from models.retrieval.state import UserState
 
 
@@ -62,3 +63,16 @@ class SharedEngine(RetrievalEngine):
             query, source, lambda: RetrievalEngine._ask(self, source, query, state)
         )
         return found
+
+    def _top(self, source: Source, opinion: Opinion, depth: int, allowed: Mask, query: RetrievalQuery) -> Rows:
+        rows: Rows = self._memory.recall(query, (source, depth), lambda: opinion.top(depth, allowed))
+        return rows
+
+    def _columns(self, rows: Rows, opinions: dict[Source, Opinion], query: RetrievalQuery) -> dict[Source, Scores]:
+        def find() -> dict[Source, Scores]:
+            return RetrievalEngine._columns(self, rows, opinions, query)
+
+        if len(self.catalog) > DENSE_BELOW:
+            return find()  # there the rows that are merged depend on the weights
+        columns: dict[Source, Scores] = self._memory.recall(query, ("columns", *opinions), find)
+        return columns

@@ -49,6 +49,8 @@ class Options(BaseModel):
     """Which parts to run; `live` needs `raycommend up` with the same state folder."""
     reasons: int = Field(2000, ge=K)
     """Reasons of the part `quality`, ten a user."""
+    quality_s: float = Field(3600.0, gt=0)
+    """No new list of the part `quality` begins after this long; the figures then stand for fewer reasons."""
     read_texts: int = Field(100, ge=K)
     """Records of the part `reading`, and as many rows of the reference explanations."""
     reference: Path = Path("../shared/data/xrec-explanations")
@@ -119,7 +121,7 @@ def _in_process(context: BenchContext, options: Options, settings: Settings, par
             if "quality" in parts:
                 quality = lists[: options.reasons // K]
                 lists = lists[options.reasons // K :]
-                capacity = _quality(context, runner, generator, checker, quality)
+                capacity = _quality(context, runner, generator, checker, quality, most_s=options.quality_s)
             if "share" in parts:
                 if capacity is None:
                     capacity, lists = _calibrated(runner, generator, lists[:4]), lists[4:]
@@ -162,11 +164,16 @@ def _quality(
     generator: VllmGenerator,
     checker: SecondChecker,
     lists: Sequence[Sequence[UserRecord]],
+    *,
+    most_s: float,
 ) -> float:
     """Write every list from cold, judge every sentence twice; returns reasons per second."""
     rows: list[dict[str, str]] = []
     tokens, started, writer = generator.generated_tokens, time.perf_counter(), cold(generator)
     for at, records in enumerate(lists):
+        if time.perf_counter() - started > most_s:
+            context.tell(f"stopped after {most_s:g} s")
+            break
         for record, reason in zip(records, runner.run(_written(writer, records)), strict=True):
             rows.append(_row(record, reason, checker))
         if at % 10 == 9:

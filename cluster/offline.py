@@ -23,7 +23,7 @@ from cluster.console import Pace, say
 from cluster.errors import OperatorError
 from cluster.publish import current
 from cluster.ray_job import job_ray
-from cluster.stack import running
+from cluster.stack import online
 from cluster.workspace import Workspace
 from models.bundle import ReleaseBundle, load_bundle
 from models.candidates import Source
@@ -68,11 +68,11 @@ def recommend_users(settings: Settings, users: Path, out: Path, *, k: int) -> di
     """
     ids = _read_users(users)
     workspace = Workspace(settings)
-    online = settings.cluster.store.mode == "external" or running(settings)
-    release = (current(settings)[0] if online else None) or workspace.newest_release()
+    reachable = online(settings)
+    release = (current(settings)[0] if reachable else None) or workspace.newest_release()
     if release is None:
         raise OperatorError("there is no release yet: run `raycommend import` and `raycommend build` first")
-    history = None if online else str(workspace.dataset_folder(str(release.notes["dataset"])))
+    history = None if reachable else str(workspace.dataset_folder(str(release.notes["dataset"])))
     given = Assignment(settings.model_dump(mode="json"), release.to_json(), history, k)
     with job_ray(settings, say=say), Pace(say) as pace:
         counts = _run(given, ids, out, workers=settings.pipelines.embedding.workers, pace=pace)

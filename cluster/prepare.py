@@ -12,7 +12,7 @@ from cluster.config import Settings
 from cluster.console import bars, say
 from cluster.errors import OperatorError
 from cluster.publish import canary, folded, publish
-from cluster.stack import running
+from cluster.stack import online
 from cluster.workspace import Workspace
 from models.hub import resolve
 from models.media.layout import Layout
@@ -110,16 +110,16 @@ def build_release(
     ).run(
         data,
         parent=None if before is None else before.release_id,
-        fold=folded(settings, data, reachable=running(settings)),
+        fold=folded(settings, data, reachable=online(settings)),
     )
     _check_dimension(settings, workspace, report.release)
     return report
 
 
 def keep_release(settings: Settings, release: Release, *, serve: bool = True) -> None:
-    """Keep a release as the latest, and publish it where a cluster runs, unless it is not to be served now."""
+    """Keep a release as the latest, and publish it where there is a store, unless it is not to be served now."""
     workspace = Workspace(settings)
-    if serve and running(settings):
+    if serve and online(settings):
         swap = publish(settings, release)
         said = f"{swap.replicas} replicas held it before the pointer moved" if swap.moved else "it was current already"
         say(f"published as epoch {swap.epoch}: {said}")

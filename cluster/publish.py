@@ -115,7 +115,7 @@ def folded(settings: Settings, dataset: Dataset, *, reachable: bool, tenant: str
     fold = Fold()
     if before is not None:
         fold = Fold(before.item_log_seq, read_folded(workspace.artifacts(tenant).get(before.artifacts["catalog"]).path))
-    if not reachable and settings.cluster.store.mode == "embedded":
+    if not reachable:
         return fold  # its store is down; a later build takes the changes in
 
     return fold.after(_changes(settings, fold.sequence, tenant), dataset)

@@ -1,6 +1,7 @@
-"""Ray for offline work: the running cluster of this state folder where there is one, else a Ray of our own for a while.
+"""Ray for offline work: one that is there, or one of our own for a while.
 
-Called by commands that run Ray Data. Nothing listens for HTTP in a Ray of our own.
+There may be the one that `RAY_ADDRESS` names (in a job of a Ray cluster), or the cluster of this state folder. Called by
+commands that run Ray Data. Nothing listens for HTTP in a Ray of our own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ def job_ray(settings: Settings, *, say: Say = lambda _: None) -> Iterator[None]:
     Raises StateLocked when another process holds the state folder without a Ray to join (it is starting or stopping).
     """
     options = ray_options(settings)
+    if given := os.environ.get("RAY_ADDRESS"):
+        # Somebody else's Ray, with its own flags and token: nothing of ours is set.
+        with _joined(options, given):
+            yield
+        return
     ledger = Ledger(settings.state)
     address = address_file(settings.state)
     with ExitStack() as stack:
@@ -32,6 +38,7 @@ def job_ray(settings: Settings, *, say: Say = lambda _: None) -> Iterator[None]:
         except StateLocked:
             if not address.is_file():
                 raise
+            os.environ.update(environment(options))
             stack.enter_context(_joined(options, address.read_text().strip()))
         else:
             ledger.end_all()
@@ -47,10 +54,10 @@ def job_ray(settings: Settings, *, say: Say = lambda _: None) -> Iterator[None]:
 @contextmanager
 def _joined(options: RayOptions, address: str) -> Iterator[None]:
     verify_packages()
-    os.environ.update(environment(options))
     import ray
 
     before = os.getcwd()
+    options.state.mkdir(parents=True, exist_ok=True)
     # As `up` does: Ray puts the driver's folder on every worker's path.
     os.chdir(options.state)
     try:

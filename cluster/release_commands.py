@@ -160,9 +160,40 @@ def gc(
             stdout.print(f"{len(gone['releases'])} releases, {len(gone['artifacts'])} artifacts")
 
 
+def manifest(
+    kind: Annotated[str, typer.Argument(help="rayjob: several nodes, once; cronjob: one pod, on a schedule.")],
+    image: Annotated[str, typer.Option(help="Container image with this package installed.")],
+    name: Annotated[str, typer.Option(help="Of the job.")] = "raycommend-reembed",
+    claim: Annotated[str, typer.Option(help="PersistentVolumeClaim of the state folder.")] = "raycommend-state",
+    secret: Annotated[str, typer.Option(help="Secret with RAYCOMMEND_STORE_URL and the others.")] = "raycommend",
+    schedule: Annotated[str, typer.Option(help="cronjob: when it runs.")] = "0 3 * * *",
+    nodes: Annotated[int, typer.Option(help="rayjob: worker pods.", min=1, max=1000)] = 1,
+    env: Env = "prod",
+    set_: Set = None,
+) -> None:
+    """Print the Kubernetes manifest of `reembed` as YAML, made from the settings."""
+    import yaml
+
+    from cluster.manifests import Wanted, manifest
+
+    with operating(env, set_, secrets=False) as settings:
+        wanted = Wanted(
+            image=image,
+            env=env,
+            overrides=set_ or (),
+            name=name,
+            claim=claim,
+            secret=secret,
+            schedule=schedule,
+            nodes=nodes,
+        )
+        typer.echo(yaml.safe_dump(manifest(kind, settings, wanted), sort_keys=False, width=1000), nl=False)
+
+
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command()(reembed)
     app.command()(train)
     app.command()(rollback)
+    app.command()(manifest)
     app.add_typer(releases, name="releases")

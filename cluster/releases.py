@@ -8,7 +8,7 @@ from typing import Any
 from cluster.config import Settings
 from cluster.errors import OperatorError
 from cluster.publish import current
-from cluster.stack import running
+from cluster.stack import online
 from cluster.workspace import Workspace
 from models.artifacts import ArtifactError
 from models.releases import KINDS, Release
@@ -98,7 +98,7 @@ def _every(workspace: Workspace) -> Iterator[str]:
 
 def _in_use(settings: Settings) -> tuple[Release | None, set[str]]:
     """Return what is served and what replicas hold; nothing where nothing runs."""
-    if settings.cluster.store.mode == "embedded" and not running(settings):
+    if not online(settings):
         return None, set()
     serving, standings = current(settings)
     return serving, {name for standing in standings for name in standing.held}

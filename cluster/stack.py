@@ -271,6 +271,11 @@ def running(settings: Settings) -> bool:
         return False
 
 
+def online(settings: Settings) -> bool:
+    """Whether a store is to be reached: an external one always, an embedded one while its deployment runs."""
+    return settings.cluster.store.mode == "external" or running(settings)
+
+
 def api_url(settings: Settings) -> str:
     """Return where this machine reaches the API, without a slash at the end."""
     of = settings.serve

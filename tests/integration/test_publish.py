@@ -90,7 +90,7 @@ def place(tmp_path: Path, items_of, log_of, monkeypatch) -> Iterator[Place]:
     for name, value in workspace.secrets().items():
         monkeypatch.setenv(name, value)
     for module in (prepare, releases):
-        monkeypatch.setattr(module, "running", lambda settings: True)
+        monkeypatch.setattr(module, "online", lambda settings: True)
     yield Place(settings, dataset)
     server.stop()
 

@@ -27,6 +27,7 @@ COMMANDS = (
     "reembed",
     "train",
     "rollback",
+    "manifest",
     "recommend",
     "ingest",
     "evaluate",

@@ -1,7 +1,7 @@
 """Ray for offline work: one that is there, or one of our own for a while.
 
-There may be the one that `RAY_ADDRESS` names (in a job of a Ray cluster), or the cluster of this state folder. Called by
-commands that run Ray Data. Nothing listens for HTTP in a Ray of our own.
+There may be the one that `RAY_ADDRESS` names (in a job of a Ray cluster), or the cluster of this state folder. Called
+by commands that run Ray Data. Nothing listens for HTTP in a Ray of our own.
 """
 
 from __future__ import annotations

@@ -95,8 +95,13 @@ class ArtifactStore:
             target = f"{final}/{name}"
             self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
             partial = f"{target}.part{os.getpid()}"
-            self._fs.put_file(str(folder / name), partial)
-            self._fs.mv(partial, target)
+            try:
+                self._fs.put_file(str(folder / name), partial)
+                self._fs.mv(partial, target)
+            except BaseException:
+                if self._fs.exists(partial):
+                    self._fs.rm(partial)  # half a file on a full disk makes it no emptier
+                raise
         # The manifest is written last: an artifact without one does not exist for any reader.
         with self._fs.open(f"{final}/{MANIFEST}.part", "w") as file:
             file.write(text)

@@ -173,11 +173,14 @@ class Builder:
         key = hashlib.sha256(json.dumps(versioned, sort_keys=True, default=str).encode()).hexdigest()
         found = None if anew else self._find(kind, key, outdated)
         if found is None:
-            with tempfile.TemporaryDirectory(prefix=f"raycommend-{kind}-") as folder:
-                meta = make(Path(folder))
-                body = {"inputs": dict(inputs), "inputs_key": key, **meta}
-                ref = self._artifacts.put(kind, Path(folder), json.loads(json.dumps(body, default=str)))
-            artifact = self._artifacts.get(ref)
+            try:
+                with tempfile.TemporaryDirectory(prefix=f"raycommend-{kind}-") as folder:
+                    meta = make(Path(folder))
+                    body = {"inputs": dict(inputs), "inputs_key": key, **meta}
+                    ref = self._artifacts.put(kind, Path(folder), json.loads(json.dumps(body, default=str)))
+                artifact = self._artifacts.get(ref)
+            except OSError as error:
+                raise ArtifactError(f"{kind}: cannot be written ({error}); what is served stays as it is") from error
         else:
             artifact = found
         seconds = time.perf_counter() - started

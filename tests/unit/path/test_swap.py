@@ -218,6 +218,25 @@ async def test_a_damaged_artifact_is_refused_with_its_name_and_serving_goes_on(f
     assert (await fleet.publish(fleet.release(1))).moved
 
 
+async def test_every_file_of_every_artifact_is_checked_before_a_replica_says_it_holds_it(fleet: Fleet) -> None:
+    tried = 0
+    for kind in fleet.first.artifacts:
+        folder = fleet.artifacts.get(fleet.first.artifacts[kind]).path
+        for file in sorted(p for p in folder.iterdir() if p.is_file() and p.name != "manifest.json"):
+            good = file.read_bytes()
+            flipped = bytearray(good)
+            flipped[-1] ^= 1
+            for data in (good[:-1], bytes(flipped), b""):
+                bad = fleet.changed(kind, file.name, data)
+                with pytest.raises(PublishError, match=rf"{bad.artifacts[kind]}.*{file.name}"):
+                    await fleet.publish(bad)
+                await fleet.turn()
+                assert fleet.serving() == {fleet.first.release_id}
+                tried += 1
+                shutil.rmtree(f"{fleet.artifacts.place[1]}/{bad.artifacts[kind]}")
+    assert tried >= 3 * len(fleet.first.artifacts)
+
+
 async def test_vectors_of_other_dimensions_or_another_encoder_are_refused(fleet: Fleet, tmp_path) -> None:
     ref = fleet.first.artifacts["embeddings"]
     folder, meta = fleet.artifacts.get(ref).path, dict(fleet.artifacts.meta(ref))

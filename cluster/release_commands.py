@@ -170,13 +170,14 @@ def manifest(
     nodes: Annotated[int, typer.Option(help="rayjob: worker pods.", min=1, max=1000)] = 1,
     env: Env = "prod",
     set_: Set = None,
+    json: Json = False,
 ) -> None:
-    """Print the Kubernetes manifest of `reembed` as YAML, made from the settings."""
+    """Print the Kubernetes manifest of `reembed` as YAML (or JSON, which kubectl reads too), made from the settings."""
     import yaml
 
     from cluster.manifests import Wanted, manifest
 
-    with operating(env, set_, secrets=False) as settings:
+    with operating(env, set_, json=json, secrets=False) as settings:
         wanted = Wanted(
             image=image,
             env=env,
@@ -187,7 +188,11 @@ def manifest(
             schedule=schedule,
             nodes=nodes,
         )
-        typer.echo(yaml.safe_dump(manifest(kind, settings, wanted), sort_keys=False, width=1000), nl=False)
+        body = manifest(kind, settings, wanted)
+        if json:
+            result(body)
+        else:
+            typer.echo(yaml.safe_dump(body, sort_keys=False, width=1000), nl=False)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -80,6 +80,7 @@ def test_the_small_set_joins_overviews_and_reads_titles_with_commas(tmp_path: Pa
 
 def test_every_importer_is_registered_with_its_inputs() -> None:
     assert {n: i.inputs for n, i in IMPORTERS.items()} == {
+        "amazon-industrial": ("path",),
         "movielens-100k": ("path",),
         "movielens-small": ("path",),
         "online-retail": ("path",),

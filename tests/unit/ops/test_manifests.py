@@ -121,7 +121,8 @@ def test_an_image_that_is_none_is_refused(image: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_kubernetes_own_schemas_accept_them(kind: str) -> None:
     """Of core Kubernetes: the CronJob whole, and each pod of the RayJob, whose own schema is KubeRay's."""
-    validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate").validate
+    from kubernetes_validate import validate
+
     found = printed(kind, "--set", "pipelines.embedding.gpus_per_worker=1")
     whole = [found] if kind == "cronjob" else []
     for pod in pods(found):

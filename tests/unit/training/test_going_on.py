@@ -67,7 +67,6 @@ def test_a_process_that_is_killed_goes_on_where_it_was(make_catalog, tmp_path):
         from models.encoder import HashEncoder
         from models.events import EventLog
         from pipelines.training.checkpoint import Checkpoint
-from pipelines.training.examples import empty_lists
         from pipelines.training.settings import TrainingSettings
         from pipelines.training.train import train_ranker
         torch.set_num_threads(1)

@@ -1,10 +1,10 @@
 """Kubernetes manifests of `reembed`: a RayJob for a catalog that needs several nodes, a CronJob for a schedule.
 
-Everything in them follows from the settings: workers, their CPUs and GPUs, and the command itself, so that what runs on
-the cluster is what `raycommend reembed` runs here. A RayJob (KubeRay) gets a Ray of its own for as long as it takes; a
-CronJob runs one pod, which starts Ray inside itself. Both keep their state folder on a volume claim, so that a run that
-was killed goes on where it was. Secrets come from a Kubernetes secret as environment variables. Called by the
-`manifest` command, which prints what this returns.
+Everything in them follows from the settings: workers, their CPUs and (where `gpus_per_worker` is set) GPUs, and the
+command itself, so that what runs on the cluster is what `raycommend reembed` runs here. A RayJob (KubeRay) gets a Ray of
+its own for as long as it takes; a CronJob runs one pod, which starts Ray inside itself. Both keep their state folder on a
+volume claim, so that a run that was killed goes on where it was. Secrets come from a Kubernetes secret as environment
+variables. Called by the `manifest` command, which prints what this returns.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _command(wanted: Wanted) -> list[str]:
 def _ray_job(settings: Settings, wanted: Wanted) -> dict[str, Any]:
     of = settings.pipelines.embedding
     per_node = math.ceil(of.workers / wanted.nodes)
-    gpus = math.ceil(of.gpus_per_worker * per_node)
+    gpus = math.ceil((of.gpus_per_worker or 0.0) * per_node)
     workers = _pod(
         settings,
         wanted,
@@ -126,7 +126,7 @@ def _cron_job(settings: Settings, wanted: Wanted) -> dict[str, Any]:
         wanted,
         "reembed",
         cpus=math.ceil(max(of.cpus_per_worker, of.threads) * of.workers) + 1,
-        gpus=math.ceil(of.gpus_per_worker * of.workers),
+        gpus=math.ceil((of.gpus_per_worker or 0.0) * of.workers),
         memory=_BASE_MEMORY + of.workers * _WORKER_MEMORY + settings.pipelines.index_memory_bytes,
         command=_command(wanted),
     )

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.bundle import ReleaseBundle
-from models.catalog import Item, document_of
+from models.catalog import MODALITIES, Item, document_of
 from models.items.change import ItemChange, Operation, new_item, patched
 from models.items.log import ItemLog, ItemLogFull
 from models.store.port import StoreError
@@ -110,7 +110,14 @@ def _change(operation: Operation, item_id: str, wanted: ItemIn | ItemPatch, bund
         _attributes(wanted.attributes, bundle),
         wanted.hidden,
         wanted.available,
+        media=_media(operation, wanted),
     )
+
+
+def _media(operation: Operation, wanted: ItemIn | ItemPatch) -> dict[str, str]:
+    """Return the pictures and sounds of a change; only a patch can say that one goes."""
+    given = {name: getattr(wanted, name) for name in MODALITIES}
+    return {name: where for name, where in given.items() if where or (where is not None and operation == "patch")}
 
 
 def _now_ms() -> int:

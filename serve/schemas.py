@@ -125,6 +125,7 @@ AttributeIn = AttributeValue | Annotated[list[AttributeValue], Field(max_length=
 AttributesIn = Annotated[dict[AttributeName, AttributeIn], Field(max_length=32)]
 ItemTitle = Annotated[str, Field(strict=True, min_length=1, max_length=1_000, pattern=r"\S")]
 ItemText = Annotated[str, Field(strict=True, max_length=100_000)]
+Reference = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class ItemIn(Closed):
@@ -133,23 +134,27 @@ class ItemIn(Closed):
     title: ItemTitle
     text: ItemText = ""
     attributes: AttributesIn = Field(default_factory=dict)
+    image: Reference = ""
+    audio: Reference = ""
     hidden: StrictBool = False
     available: StrictBool = True
 
 
 class ItemPatch(Closed):
-    """Body of `PATCH /v1/items/{item_id}`: what changes; an attribute that is null goes."""
+    """Body of `PATCH /v1/items/{item_id}`: what changes; an attribute that is null goes, an image of "" too."""
 
     title: ItemTitle | None = None
     text: ItemText | None = None
     attributes: AttributesIn = Field(default_factory=dict)
+    image: Reference | None = None
+    audio: Reference | None = None
     hidden: StrictBool | None = None
     available: StrictBool | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> ItemPatch:
         if not self.model_fields_set:
-            raise ValueError("give at least one of title, text, attributes, hidden, available")
+            raise ValueError("give at least one of title, text, attributes, image, audio, hidden, available")
         return self
 
 

@@ -28,8 +28,9 @@ class ItemChange:
     """A new version of an item (`put`), some of its fields (`patch`), or its end (`remove`).
 
     A `patch` leaves what is None here as it is; in `attributes` it names the changed ones, None for one that goes.
-    `vector` is the unit vector of the item's new text, float32[dim]; None where the text stays the same. `hidden` and
-    `available` both decide whether an item may be recommended; a hidden one has no page of similar items either.
+    `vector` is the unit vector of the item's new text, float32[dim]; None where the text stays the same. `media` names
+    pictures and sounds that change, "" for one that goes; they count from the next release on. `hidden` and `available`
+    both decide whether an item may be recommended; a hidden one has no page of similar items either.
     """
 
     operation: Operation
@@ -41,10 +42,11 @@ class ItemChange:
     hidden: bool | None = None
     available: bool | None = None
     vector: npt.NDArray[np.float32] | None = None
+    media: Mapping[str, str] = field(default_factory=dict)
 
     def to_bytes(self) -> tuple[bytes, bytes]:
         """Return the change as JSON, and its vector (empty without one)."""
-        body = {
+        body: dict[str, Any] = {
             "v": _VERSION,
             "op": self.operation,
             "id": self.item_id,
@@ -55,6 +57,8 @@ class ItemChange:
             "hidden": self.hidden,
             "available": self.available,
         }
+        if self.media:
+            body["media"] = dict(self.media)
         vector = b"" if self.vector is None else self.vector.astype("<f4").tobytes()
         return json.dumps(body, separators=(",", ":")).encode(), vector
 
@@ -75,6 +79,7 @@ class ItemChange:
                 read["hidden"],
                 read["available"],
                 np.frombuffer(vector, "<f4").astype(np.float32) if vector else None,
+                {str(name): str(where) for name, where in read.get("media", {}).items()},
             )
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
@@ -141,7 +146,8 @@ def patched(item: Item, change: ItemChange) -> Item:
             numbers[name] = value
     title = item.title if change.title is None else change.title
     text = item.text if change.text is None else change.text
-    return Item(item.item_id, title, text, labels, numbers, item.media)
+    media = {name: where for name, where in {**item.media, **change.media}.items() if where}
+    return Item(item.item_id, title, text, labels, numbers, media)
 
 
 def _attribute(value: Any) -> tuple[str, ...] | float | None:

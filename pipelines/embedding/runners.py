@@ -121,12 +121,24 @@ class RayRunner:
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=self._settings.cpus_per_worker,
-            num_gpus=self._settings.gpus_per_worker,
+            num_gpus=_gpus(self._settings, workers, ray.available_resources().get("GPU", 0.0)),
         )
         for row in data.iter_rows():
             self.unread += [(str(what), str(why)) for what, why in json.loads(row.pop("unread"))]
             self.times.append(BlockTime(**row))
             done(int(row["items"]))
+
+
+def _gpus(settings: EmbeddingSettings, workers: int, free: float) -> float:
+    """Return the share of a GPU that each actor gets: what the settings say, else its part of what is free.
+
+    Below a tenth it is not worth a copy of the model, and the CPU does it.
+    """
+    if settings.gpus_per_worker is not None:
+        return settings.gpus_per_worker
+    share = min(1.0, free / workers)
+    # Whole hundredths, rounded down: shares that add up to more than there is would wait for ever.
+    return np.floor(share * 100).item() / 100 if share >= 0.1 else 0.0
 
 
 def items_per_s(times: Sequence[BlockTime]) -> float | None:

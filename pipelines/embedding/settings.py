@@ -16,8 +16,8 @@ class EmbeddingSettings(BaseModel):
     """CPU threads of one actor; actors of one thread each do more than one actor of many."""
     cpus_per_worker: float = Field(0.5, ge=0)
     """Logical CPUs that Ray sets aside for an actor."""
-    gpus_per_worker: float = Field(0.0, ge=0)
-    """GPUs, or a share of one, that Ray sets aside for an actor."""
+    gpus_per_worker: float | None = Field(None, ge=0)
+    """GPUs, or a share of one, that Ray sets aside for an actor; none shares out what is free when the job starts."""
     max_unread_media: int = Field(0, ge=0)
     """Most pictures and sounds of a catalog that may be unreadable; their items are known by text alone then."""
     watch_poll_s: float = Field(5.0, gt=0)

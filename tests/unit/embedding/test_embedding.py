@@ -167,3 +167,23 @@ def test_contents_are_found_and_strangers_are_not() -> None:
     table = ContentTable(contents_of(["a", "b", "a"]))
     assert table.rows(contents_of(["b", "a", "c"])).tolist() == [1, 0, -1]
     assert ContentTable(contents_of([])).rows(contents_of(["a"])).tolist() == [-1]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "workers", "free", "share"),
+    [
+        (None, 2, 0.0, 0.0),
+        (None, 2, 1.0, 0.5),
+        (None, 3, 1.0, 0.33),
+        (None, 2, 8.0, 1.0),
+        (None, 16, 1.0, 0.0),
+        (0.25, 2, 0.0, 0.25),
+        (0.0, 2, 4.0, 0.0),
+    ],
+)
+def test_actors_share_the_gpus_that_are_free_unless_the_settings_say_otherwise(wanted, workers, free, share) -> None:
+    from pipelines.embedding.runners import _gpus
+    from pipelines.embedding.settings import EmbeddingSettings
+
+    found = _gpus(EmbeddingSettings(gpus_per_worker=wanted), workers, free)
+    assert found == share and (wanted is not None or found * workers <= free)

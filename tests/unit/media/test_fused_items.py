@@ -223,3 +223,27 @@ def test_vectors_that_do_not_fit_their_layout_are_refused(shop, log_of) -> None:
         wrong = replace(bundle.release, artifacts={**bundle.release.artifacts, "embeddings": other})
         with pytest.raises(ArtifactError, match=said):
             load_bundle(shop.artifacts, wrong, settings=RetrievalSettings())
+
+
+def test_a_live_change_names_a_picture_that_the_next_release_reads(shop, log_of) -> None:
+    from pipelines.fold import Fold
+
+    dataset = Dataset("shop", items(), log_of())
+    changes = [
+        ItemChange("put", "x1", 1, "Film new", "", media={"image": "p3.png"}),
+        ItemChange("patch", "i01", 1, media={"image": "p2.png"}),
+        ItemChange("patch", "i04", 1, media={"image": ""}),
+        ItemChange("patch", "i08", 1, title="Film other"),
+    ]
+    assert [ItemChange.from_bytes(*change.to_bytes()) for change in changes] == changes
+    folded = Fold().after(enumerate(changes, start=1), dataset).applied(dataset)
+    media = {item.item_id: dict(item.media) for item in folded.items}
+    assert media["x1"] == {"image": "p3.png"} and media["i01"] == {"image": "p2.png"}
+    assert media["i04"] == {} and media["i08"] == {"image": "p2.png"}
+    assert shop.embed(folded.items)[1]["media"] == {"image": {"named": 11, "read": 11}}
+
+
+def test_a_change_that_the_log_held_before_pictures_reads_as_it_did() -> None:
+    body, vector = ItemChange("put", "a", 1, "A").to_bytes()
+    assert b"media" not in body
+    assert ItemChange.from_bytes(body, vector) == ItemChange("put", "a", 1, "A")

@@ -200,3 +200,16 @@ async def test_bad_changes_get_a_problem_and_change_nothing(make_edge, method, p
     assert answer.headers["content-type"] == "application/problem+json"
     assert set(answer.json()) == {"type", "title", "status", "detail", "request_id"}
     assert not await edge.item_log.read_items("main", after=0)
+
+
+async def test_a_picture_is_taken_kept_and_taken_away_over_http(edge, problem) -> None:
+    where = "https://cdn.example.org/x1.png"
+    assert (await edge.send("PUT", "/v1/items/x1", {"title": "Baltic Maps", "image": where})).status_code == 200
+    assert (await edge.send("PATCH", "/v1/items/x1", {"title": "Baltic Maps II"})).status_code == 200
+    bundle = edge.releases.bundle("main", edge.releases.current("main"))
+    assert bundle.catalog.item(bundle.catalog.row("x1")).media == {"image": where}
+    assert (await edge.send("PATCH", "/v1/items/x1", {"image": ""})).status_code == 200
+    bundle = edge.releases.bundle("main", edge.releases.current("main"))
+    assert bundle.catalog.item(bundle.catalog.row("x1")).media == {}
+    for wrong in (7, "a\nb", "x" * 5000, ["x"]):
+        problem(await edge.send("PUT", "/v1/items/x1", {"title": "B", "image": wrong}), 422)

@@ -1,10 +1,10 @@
 """Kubernetes manifests of `reembed`: a RayJob for a catalog that needs several nodes, a CronJob for a schedule.
 
 Everything in them follows from the settings: workers, their CPUs and (where `gpus_per_worker` is set) GPUs, and the
-command itself, so that what runs on the cluster is what `raycommend reembed` runs here. A RayJob (KubeRay) gets a Ray of
-its own for as long as it takes; a CronJob runs one pod, which starts Ray inside itself. Both keep their state folder on a
-volume claim, so that a run that was killed goes on where it was. Secrets come from a Kubernetes secret as environment
-variables. Called by the `manifest` command, which prints what this returns.
+command itself, so that what runs on the cluster is what `raycommend reembed` runs here. A RayJob (KubeRay) gets a Ray
+of its own for as long as it takes; a CronJob runs one pod, which starts Ray inside itself. Both keep their state folder
+on a volume claim, so that a run that was killed goes on where it was. Secrets come from a Kubernetes secret as
+environment variables. Called by the `manifest` command, which prints what this returns.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ def manifest(
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Print the Kubernetes manifest of `reembed` as YAML (or JSON, which kubectl reads too), made from the settings."""
+    """Print the Kubernetes manifest of `reembed` as YAML, made from the settings."""
     import yaml
 
     from cluster.manifests import Wanted, manifest
@@ -188,11 +188,11 @@ def manifest(
             schedule=schedule,
             nodes=nodes,
         )
-        body = manifest(kind, settings, wanted)
+        made = manifest(kind, settings, wanted)  # type: ignore[arg-type]
         if json:
-            result(body)
+            result({"ok": True, "manifest": made})
         else:
-            typer.echo(yaml.safe_dump(body, sort_keys=False, width=1000), nl=False)
+            typer.echo(yaml.safe_dump(made, sort_keys=False, width=1000), nl=False)
 
 
 def add_to(app: typer.Typer) -> None:

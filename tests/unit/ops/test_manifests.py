@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import Any
 
@@ -131,3 +132,8 @@ def test_kubernetes_own_schemas_accept_them(kind: str) -> None:
         )
     for one in whole:
         validate(one, "1.37", strict=True)
+
+
+def test_as_json_it_is_the_same_manifest() -> None:
+    result = CliRunner().invoke(app, ["manifest", "cronjob", "--image", IMAGE, "--json"])
+    assert json.loads(result.stdout.splitlines()[-1]) == {"ok": True, "manifest": printed("cronjob")}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
+import os
 import socket
 import ssl
 import stat
@@ -49,9 +50,9 @@ class MediaReader:
     def _file(self, reference: str) -> bytes:
         try:
             path = self._inside(Path(reference))
-            with path.open("rb") as file:
-                # Of what was opened, not of what the name means by now.
-                if not stat.S_ISREG(path.stat().st_mode):
+            # A link or a pipe that took its place since then is not opened, or waited for.
+            with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise MediaRefused("not a regular file")
                 data = file.read(self._settings.max_bytes + 1)
         except (OSError, ValueError, RuntimeError) as error:

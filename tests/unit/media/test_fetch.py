@@ -212,3 +212,47 @@ def test_a_server_that_drips_does_not_get_more_time(server) -> None:
     with pytest.raises(MediaRefused):
         over_http(timeout_s=0.5).read(f"http://localhost:{server.server_port}/slow")
     assert time.monotonic() - began < 5.0
+
+
+@pytest.fixture
+def certified(tmp_path, server):
+    """The same server behind TLS, and the file of its certificate, which nobody has signed but itself."""
+    import datetime
+    import ssl
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    files = tmp_path / "cert.pem", tmp_path / "key.pem"
+    files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    encoded = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    files[1].write_bytes(key.private_bytes(*encoded))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*files)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    return files[0]
+
+
+def test_over_tls_the_certificate_must_be_trusted_and_of_that_host(server, certified, monkeypatch) -> None:
+    url = f"https://localhost:{server.server_port}/x"
+    with pytest.raises(MediaRefused, match="SSLCertVerificationError"):
+        over_http().read(url)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certified))
+    assert over_http().read(url) == b"picture of /x"
+    with pytest.raises(MediaRefused, match="SSLCertVerificationError"):
+        over_http().read(url.replace("localhost", "127.0.0.1"))

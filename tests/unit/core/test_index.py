@@ -158,8 +158,8 @@ def faiss_with(gpus: int):
     moved = []
 
     def to_gpu(resources, device, index):
-        assert resources == "resources" and device == 0
-        moved.append(index)
+        assert resources == "resources" and 0 <= device < gpus
+        moved.append(index if device == 0 else (device, index))
         return GpuIndex(index)
 
     return SimpleNamespace(
@@ -171,6 +171,8 @@ def test_an_index_moves_to_the_gpu_only_where_build_and_machine_have_one() -> No
     index = build_faiss(unit(10)).index
     with_gpu, moved = faiss_with(1)
     assert isinstance(to_best_device(index, with_gpu), GpuIndex) and moved == [index]
+    two, moved = faiss_with(2)
+    assert isinstance(to_best_device(index, two, device=1), GpuIndex) and moved == [(1, index)]
     without, moved = faiss_with(0)
     assert to_best_device(index, without) is index and moved == []
     assert to_best_device(index, SimpleNamespace()) is index

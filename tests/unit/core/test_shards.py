@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from models.artifacts import ArtifactStore
 from models.bundle import EMBEDDINGS_FILE
 from models.index import FaissIndex, FlatIndex, load_faiss, write_faiss
 from models.index_build import build_faiss, held_out_queries
-from models.shards import SHARDS_FILE, Shard, ShardedIndex, plan, read_shards, write_shards
+from models.shards import SHARDS_FILE, Shard, ShardedIndex, load_shards, plan, read_shards, write_shards
 from pipelines.index_shards import InlinePieces, Pieces, PieceWork, build_index, build_piece, forget_pieces
 
 KINDS = ("flat", "ivf_flat", "ivf_pq", "hnsw")
@@ -108,6 +109,33 @@ def test_asking_for_nothing_or_everything_is_harmless(pair, vectors, n: int) -> 
     assert (
         len(ShardedIndex(shards, exact=FlatIndex(vectors)).search(vectors[0], n, allowed=np.zeros(6000, bool))[0]) == 0
     )
+
+
+def test_shards_are_spread_over_the_gpus_there_are_and_asked_at_the_same_time(vectors, queries) -> None:
+    started, both = [], threading.Barrier(2, timeout=10)
+
+    class OnGpu:
+        def __init__(self, part, device):
+            self._exact, self.device = FlatIndex(part), device
+
+        def search(self, query, n, *, allowed=None):
+            if len(started) < 2:
+                started.append(self.device)
+                both.wait()  # breaks when the other device is asked only after this one
+            return self._exact.search(query, n, allowed=allowed)
+
+    placed = []
+
+    def load(shard, part, device):
+        placed.append(device)
+        return OnGpu(part, device)
+
+    shards = [Shard(str(n), start, stop) for n, (start, stop) in enumerate(itertools.pairwise(BOUNDS))]
+    index = load_shards(shards, vectors, load, exact=FlatIndex(vectors), devices=2)
+    assert placed == [0, 1, 0, 1]
+    for query in queries:
+        assert same(index.search(query, 20), FlatIndex(vectors).search(query, 20))
+    assert sorted(started) == [0, 1]
 
 
 def test_shards_that_leave_rows_out_are_refused(vectors) -> None:

@@ -214,13 +214,16 @@ def _tell_ingest(state: dict[str, Any]) -> None:
 
 @app.command()
 def evaluate(
-    dataset: Annotated[str, typer.Option(help="ml-100k, online-retail, or one you imported.")] = "ml-100k",
+    dataset: Annotated[
+        str, typer.Option(help="ml-100k, online-retail, amazon-industrial or one you imported.")
+    ] = "ml-100k",
     seeds: Annotated[int, typer.Option(help="Tie-breaking seeds.", min=1, max=5)] = 5,
     ablate: Annotated[bool, typer.Option(help="Source by source, and weights by state against one.")] = False,
     validation: Annotated[bool, typer.Option(help="Ask for the events before the test events.")] = False,
     summaries: Annotated[
         Path | None, typer.Option(help="Also with the interests of this file (explain --summaries --before-test).")
     ] = None,
+    student: Annotated[int | None, typer.Option(help="amazon-industrial: also distil so many layers.", min=1)] = None,
     env: Annotated[str | None, typer.Option("--env", help="As elsewhere; by default what suits the data set.")] = None,
     set_: Set = None,
     json: Json = False,
@@ -229,7 +232,7 @@ def evaluate(
     from loadtests.bench.harness import run_bench
 
     with _operating(env or _SUITED.get(dataset, "local"), set_) as settings:
-        options = {"dataset": dataset, "seeds": seeds, "ablate": ablate, "validation": validation}
+        options = {"dataset": dataset, "seeds": seeds, "ablate": ablate, "validation": validation, "student": student}
         options |= {"summaries": str(summaries.resolve())} if summaries is not None else {}
         tree = settings.model_dump(mode="json")
         raise typer.Exit(run_bench("quality", state=settings.state, json=json, options=options, settings=tree))

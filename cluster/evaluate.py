@@ -75,7 +75,7 @@ def evaluate_dataset(
     if not workspace.dataset_folder(name).is_dir():
         import_dataset(settings, name, paths={})
     dataset = workspace.dataset(name)
-    catalog, embeddings = _embedded(settings, workspace, dataset)
+    catalog, embeddings = embedded(settings, workspace, dataset)
     repeats = not settings.serve.pipeline.exclude_seen
     words: Mapping[str, np.ndarray] = {}
     if summaries is not None:
@@ -119,7 +119,7 @@ def named(stretch: tuple[float, float]) -> str:
     return f"{NEW}, {stretch[0]:.0%} to {stretch[1]:.0%}"
 
 
-def _embedded(settings: Settings, workspace: Workspace, dataset: Dataset) -> tuple[ItemCatalog, np.ndarray]:
+def embedded(settings: Settings, workspace: Workspace, dataset: Dataset) -> tuple[ItemCatalog, np.ndarray]:
     """Return the catalog and the item vectors of a data set, made where they are not there."""
     artifacts = workspace.artifacts()
     builder = Builder(
@@ -189,5 +189,6 @@ __all__ = [
     "SUMMARISED",
     "UNDECLARED",
     "Evaluation",
+    "embedded",
     "evaluate_dataset",
 ]

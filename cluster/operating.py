@@ -20,11 +20,21 @@ from cluster.errors import OperatorError
 from cluster.valkey import ValkeyStartError
 from models.artifacts import ArtifactError
 from models.hub import HubError
+from models.rankers.compressed import RankerError
 from pipelines.dataset import DatasetError
 from pipelines.embedding.blocks import BlockError
 from pipelines.importers import ImportFailed
 
-FIXABLE = (OperatorError, ValkeyStartError, ArtifactError, DatasetError, HubError, ImportFailed, BlockError)
+FIXABLE = (
+    OperatorError,
+    ValkeyStartError,
+    ArtifactError,
+    DatasetError,
+    HubError,
+    ImportFailed,
+    BlockError,
+    RankerError,
+)
 """Errors whose message names the fix."""
 
 Env = Annotated[str, typer.Option("--env", help="Settings to start from: a name in cluster/envs, or a YAML file.")]

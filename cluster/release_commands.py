@@ -18,6 +18,7 @@ class Kind(StrEnum):
     """Back ends of the ranker."""
 
     compressed = "compressed"
+    text = "text"
 
 
 def reembed(
@@ -57,6 +58,9 @@ def train(
     incremental: Annotated[
         bool, typer.Option("--incremental", help="Go on from the ranker served now, on later events only.")
     ] = False,
+    student: Annotated[
+        int | None, typer.Option(help="Distil the text ranker served now into so many layers.", min=1)
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="Imported data set; the default is cluster.dataset.")] = None,
     env: Env = "local",
     set_: Set = None,
@@ -70,7 +74,7 @@ def train(
     from cluster.train import LOST, Wish, train
 
     with operating(env, set_, json=json) as settings:
-        report = train(settings, Wish(kind=kind.value, incremental=incremental, dataset=dataset))
+        report = train(settings, Wish(kind=kind.value, incremental=incremental, student=student, dataset=dataset))
         if json:
             result({"ok": report["outcome"] != LOST, **report})
         else:

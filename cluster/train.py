@@ -22,10 +22,12 @@ from cluster.workspace import Workspace
 from models.artifacts import Artifact
 from models.consumer.event_log import read_event_log
 from models.events import EventLog
+from models.hub import resolve
 from models.progress import Progress
 from models.releases import Release
 from pipelines.dataset import Dataset
 from pipelines.makers import CompressedTraining, RankerMaker
+from pipelines.text_maker import TextTraining
 from pipelines.training.checkpoint import Checkpoint
 from serve.auth import DEFAULT_TENANT
 
@@ -37,9 +39,11 @@ class Wish:
     """What `train` is asked for."""
 
     kind: str = "compressed"
-    """Back end."""
+    """Back end: `compressed` or `text`."""
     incremental: bool = False
     """Go on from the ranker served now, on later events only."""
+    student: int | None = None
+    """Distil the text ranker served now into so many layers."""
     dataset: str | None = None
     """Imported data set; the default is `cluster.dataset`."""
 
@@ -74,7 +78,8 @@ def train(settings: Settings, wish: Wish) -> dict[str, Any]:
     before = workspace.newest_release()
     served = _served(workspace, before, data)
     live = read_event_log(workspace.events / DEFAULT_TENANT)
-    since = _since(served, wish) if wish.incremental else None
+    _check(served, wish)
+    since = _since(served) if wish.incremental else None
     if since is not None and not _later(data.events, since) + _later(live, since):
         return {"outcome": UNCHANGED, "said": "no event is later than those the ranker served now has learned from"}
     checkpoints = _Checkpoints(workspace)
@@ -117,10 +122,22 @@ def _maker(
     since_ms: int | None,
     checkpoint: Callable[[str], Checkpoint],
 ) -> RankerMaker:
-    if wish.kind != "compressed":
-        raise OperatorError(f"no training for {wish.kind} rankers")
-    return CompressedTraining(
-        settings.pipelines, settings.models.retrieval, progress, live, served, since_ms, checkpoint
+    of, retrieval = settings.pipelines, settings.models.retrieval
+    if wish.kind == "compressed":
+        return CompressedTraining(of, retrieval, progress, live, served, since_ms, checkpoint)
+    workspace = Workspace(settings)
+    uri = of.text.start_uri or settings.models.encoder.uri
+    return TextTraining(
+        of,
+        retrieval,
+        uri,
+        lambda: resolve(uri, cache=workspace.models),
+        progress=progress,
+        live=live,
+        served=served,
+        since_ms=since_ms,
+        student=wish.student,
+        checkpoint=checkpoint,
     )
 
 
@@ -131,7 +148,22 @@ def _served(workspace: Workspace, before: Release | None, data: Dataset) -> Arti
     return workspace.artifacts().get(before.artifacts["ranker"])
 
 
-def _since(served: Artifact | None, wish: Wish) -> int:
+def _check(served: Artifact | None, wish: Wish) -> None:
+    """Refuse to go on from, or to distil, what is of another kind or not there."""
+    if wish.student is not None and (wish.kind != "text" or wish.incremental):
+        raise OperatorError("--student distils a text ranker: it goes with --kind text and without --incremental")
+    if wish.student is None and not wish.incremental:
+        return
+    kind = None
+    if served is not None:
+        kind = "compressed" if (served.path / "ranker.safetensors").is_file() else "text"
+    if kind != wish.kind:
+        asked = "--student distils" if wish.student is not None else "--incremental goes on from"
+        there = "there is none" if kind is None else f"that is a {kind} one"
+        raise OperatorError(f"{asked} the {wish.kind} ranker served now, and {there}: leave it out")
+
+
+def _since(served: Artifact | None) -> int:
     window: list[int] = [] if served is None else served.meta.get("window_ms", [])
     if len(window) != 2:
         raise OperatorError("--incremental goes on from the ranker served now, and there is none: leave it out")

@@ -210,8 +210,8 @@ class ReleaseBundle:
         if "ranker" not in self.folders:
             return RetrievalOrder()
         if self.alone is not None and (grown := getattr(self.alone.ranker, "over", None)) is not None:
-            # Reads texts and nothing else of a release: items that change cost it no second model.
-            return grown(self.catalog)  # type: ignore[no-any-return]
+            # Items that change cost it no second model.
+            return grown(self.catalog, self.embeddings, self.statistics)  # type: ignore[no-any-return]
         compute = self.ranking.compute if self.ranking else None
         return load_ranker(
             self.folders["ranker"],

@@ -70,7 +70,7 @@ class CompressedTraining:
         # A ranker reads its features by name: another set of names is another ranker.
         made_by = {"training": self.settings.training.model_dump(), "features": list(FEATURE_NAMES)}
         going_on = {} if self.since_ms is None else {"since_ms": self.since_ms, "from": self._ref}
-        return {**sources(self.settings, self.retrieval), **made_by, **_live(self.live), **going_on}
+        return {**sources(self.settings, self.retrieval), **made_by, **live_inputs(self.live), **going_on}
 
     def outdated(self, ref: str, meta: Mapping[str, Any]) -> bool:
         """A ranker that was compared with another one than is served now has no verdict that counts."""
@@ -189,6 +189,9 @@ def key_of(inputs: Mapping[str, Any], log: EventLog, catalog: ItemCatalog, embed
     return digest.hexdigest()[:24]
 
 
-def _live(live: EventLog) -> dict[str, Any]:
-    """A training without live events is the very training that `build` does, and finds its ranker."""
+def live_inputs(live: EventLog) -> dict[str, Any]:
+    """Return what live events add to the inputs.
+
+    A training without any is the very training that `build` does, and finds its ranker.
+    """
     return {"live": digest_events(live)} if len(live) else {}

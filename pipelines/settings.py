@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.behaviour.behaviour import BehaviourSettings
 from pipelines.canary import CanarySettings
 from pipelines.embedding.settings import EmbeddingSettings
-from pipelines.training.settings import TrainingSettings
+from pipelines.training.settings import TextTrainingSettings, TrainingSettings
 
 
 class PipelinesSettings(BaseModel):
@@ -32,7 +32,9 @@ class PipelinesSettings(BaseModel):
     behaviour: BehaviourSettings = BehaviourSettings()
     """Transitions and collaborative weights."""
     training: TrainingSettings = TrainingSettings()
-    """The ranker's training."""
+    """The compressed ranker's training."""
+    text: TextTrainingSettings = TextTrainingSettings()
+    """The text ranker's training."""
     embedding: EmbeddingSettings = EmbeddingSettings()
     """Embedding the catalog."""
     canary: CanarySettings = CanarySettings()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,30 +30,40 @@ def load_ranker(
 
     `ranker.json` names the `backend`; a folder without it that holds a transformers `config.json` is a text
     ranker. `compute` there names what runs a text ranker (see `engines`; `auto` where it says nothing), unless it is
-    given here; what `auto` measured is kept in the folder `choices`.
+    given here; what `auto` measured is kept in the folder `choices`. `max_tokens` there is how long a pair it was
+    trained on, and `fusion` what stands beside its logit (see `text_fusion`).
     `device` None picks CUDA where there is one. Raises RankerError naming the file that does not fit.
     """
-    backend, recorded = _backend_of(folder)
+    backend, body = _backend_of(folder)
     if backend == "compressed":
         return CompressedRanker.load(folder, catalog, embeddings, statistics, device=device)
     from models.rankers.text import TextRanker
+    from models.rankers.text_fusion import FusedTextRanker, TextFusion
 
-    return TextRanker.load(folder, catalog, device=device, engine=compute or recorded, choices=choices)
+    limits = {"max_tokens": int(body["max_tokens"])} if "max_tokens" in body else {}
+    engine = compute or body.get("compute", "auto")
+    text = TextRanker.load(folder, catalog, device=device, engine=engine, choices=choices, **limits)
+    if body.get("fusion") is None:
+        return text
+    return FusedTextRanker(text, TextFusion.of(body["fusion"]), catalog, embeddings, statistics)
 
 
-def _backend_of(folder: Path) -> tuple[str, EngineName]:
+def _backend_of(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Return the back end and all that `ranker.json` says, where there is one."""
     file = folder / CONFIG_FILE
     if not file.exists():
         if (folder / "config.json").exists():
-            return "text", "auto"
+            return "text", {}
         raise RankerError(f"{folder.name}: neither {CONFIG_FILE} nor a transformers config.json; not a ranker")
     try:
-        body = json.loads(file.read_text())
-        backend, compute = body["backend"], body.get("compute", "auto")
+        body = dict(json.loads(file.read_text()))
+        backend, compute, tokens = body["backend"], body.get("compute", "auto"), body.get("max_tokens", 8)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RankerError(f"{folder.name}: {CONFIG_FILE} names no backend: {error!r}") from error
     if backend not in ("compressed", "text"):
         raise RankerError(f"{CONFIG_FILE}: unknown backend {backend!r}; known are compressed and text")
     if compute not in get_args(EngineName):
         raise RankerError(f"{CONFIG_FILE}: unknown compute {compute!r}; known are {', '.join(get_args(EngineName))}")
-    return str(backend), compute
+    if not isinstance(tokens, int) or not 8 <= tokens <= 8192:
+        raise RankerError(f"{CONFIG_FILE}: max_tokens {tokens!r} is no number of tokens from 8 to 8192")
+    return str(backend), body

@@ -155,8 +155,11 @@ class TextRanker:
             raise RankerError(f"{folder.name}: {error}") from error
         return cls(found, tokenizer, catalog, bounds)
 
-    def over(self, catalog: ItemCatalog) -> TextRanker:
-        """Return the same model over another catalog; what is kept of items and scores starts anew."""
+    def over(self, catalog: ItemCatalog, *_: object) -> TextRanker:
+        """Return the same model over another catalog; what is kept of items and scores starts anew.
+
+        It reads nothing else of a release, of which `FusedTextRanker.over` takes more.
+        """
         return TextRanker(self.engine, self._tokenizer, catalog, self._limits)
 
     def score(self, query: RetrievalQuery, candidates: Candidates) -> Floats:

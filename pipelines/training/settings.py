@@ -54,3 +54,42 @@ class TrainingSettings(BaseModel):
     """Fewer training or validation lists than this: no ranker is trained, and the metrics say why."""
     bootstrap_rounds: int = Field(2000, ge=100)
     """Resamples of users behind the paired interval that decides whether the ranker is switched on."""
+
+
+class TextTrainingSettings(BaseModel):
+    """Settings of `train --kind text`; the defaults train for some minutes on two cores."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    start_uri: str | None = None
+    """Reranker or encoder to start from; null takes the encoder of the settings."""
+    layers: int | None = Field(None, ge=1)
+    """Keep only so many of its layers, evenly spaced; null keeps all."""
+    frozen_layers: int = Field(2, ge=0)
+    """Lowest layers that stay as they are (with the embeddings): their gradients are never computed."""
+    max_tokens: int = Field(96, ge=16, le=8192)
+    """Longest pair; of profile and item the longer one is cut first."""
+    steps: int = Field(320, ge=1)
+    """Most steps; never more than one pass over the examples."""
+    lists_per_step: int = Field(8, ge=1)
+    """Examples per step, over all workers."""
+    hard_negatives: int = Field(2, ge=0)
+    """Retrieved but not taken, per example."""
+    random_negatives: int = Field(3, ge=0)
+    """Items at random, per example."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak step size, after a tenth of the steps; it falls to nothing at the end."""
+    head_learning_rate: float = Field(1e-3, gt=0)
+    """Peak step size of the pooler and the classifier, which start from noise."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's decay."""
+    list_size: int = Field(50, ge=2, le=1000)
+    """Retrieved candidates that it is judged on."""
+    validation_cases: int = Field(100, ge=10)
+    """Lists that hold the item taken, of each half: one fits the fusion and calibrates, the other decides."""
+    checkpoint_steps: int = Field(40, ge=1)
+    """A kill costs at most so many steps."""
+    workers: int = Field(1, ge=1)
+    """Above 1 the steps run through Ray Train in so many processes, each with its share of every step."""
+    distil_weight: float = Field(0.8, ge=0, le=1)
+    """With a teacher: how much its scores count beside what was taken."""

@@ -228,7 +228,7 @@ def _lists(
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     behaviour = fit_behaviour(split.fit, catalog, sources.behaviour, vectors=embeddings)
-    parts = (_index(embeddings), behaviour, statistics, sources.retrieval)
+    parts = (vector_index(embeddings), behaviour, statistics, sources.retrieval)
     engine = RetrievalEngine(catalog, embeddings, *parts, layout=sources.layout)
     fusion = FusionFeatures(catalog, embeddings, statistics)
     built = []
@@ -342,7 +342,8 @@ def _too_few(train: int, validation: int, settings: TrainingSettings) -> str | N
     )
 
 
-def _index(embeddings: Floats) -> VectorIndex:
+def vector_index(embeddings: Floats) -> VectorIndex:
+    """Return an index over the vectors: exact while that is cheap."""
     if len(embeddings) <= _EXACT_INDEX_UP_TO:
         return FlatIndex(embeddings)
     return FaissIndex(build_faiss(embeddings).index, embeddings)

@@ -10,9 +10,12 @@ from typer.testing import CliRunner
 from cluster.cli import app
 from cluster.config import load_settings
 from cluster.workspace import Workspace
+from models.bundle import load_bundle
 from models.catalog import Item
 from models.encoder import HashEncoder
 from models.events import Event, EventType
+from models.retrieval.query import RetrievalQuery
+from models.retrieval.settings import RetrievalSettings
 from models.store.streams import StreamEntry
 from pipelines.dataset import Dataset, write_dataset
 
@@ -129,6 +132,45 @@ def test_going_on_without_a_ranker_is_one_sentence(place, make_taste_log):
     imported(place, make_taste_log(5))
     result, answer = run(place, "train", "--incremental")
     assert result.exit_code == 1 and "leave it out" in answer["error"]
+
+
+def tiny_text(folder):
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "liked", "red", "blue", *(f"g{n}" for n in range(5))]
+    folder.mkdir()
+    BertTokenizer(vocab={word: at for at, word in enumerate(words)}).save_pretrained(folder)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    BertForSequenceClassification(BertConfig(vocab_size=len(words), num_labels=1, **shape)).save_pretrained(folder)
+    return folder
+
+
+def test_a_text_ranker_is_trained_published_loaded_and_distilled_by_the_same_command(place, make_taste_log, tmp_path):
+    workspace = imported(place, make_taste_log(120))
+    quick = "{steps: 6, lists_per_step: 4, max_tokens: 32, list_size: 20, validation_cases: 20, frozen_layers: 0"
+    sets = [f"pipelines.text={quick}, start_uri: {tiny_text(tmp_path / 'start')}}}"]
+    result, first = run(place, "train", "--kind", "text", sets=sets)
+    assert first["kind"] == "text" and first["metrics"]["steps"] == 6, result.output
+    assert {"text_vs_retrieval", "fused_vs_retrieval", "training_s"} <= set(first["metrics"])
+    assert (result.exit_code, first["outcome"]) in {(0, "published"), (4, "lost")}
+    if first["outcome"] == "lost":
+        assert workspace.releases().latest() is None
+        return
+    bundle = load_bundle(workspace.artifacts(), workspace.releases().latest(), settings=RetrievalSettings())
+    query = RetrievalQuery(n=10, now_ms=10**12, seed_items=("i1",))
+    assert np.isfinite(bundle.ranker.score(query, bundle.engine.retrieve(query))).all()
+    result, small = run(place, "train", "--kind", "text", "--student", "1", sets=sets)
+    assert small["parent"] == first["ranker"] and small["metrics"]["layers"] == 1
+    result, answer = run(place, "train", "--incremental", sets=sets)
+    assert result.exit_code == 1 and "that is a text one" in answer["error"]
+
+
+def test_a_student_without_a_teacher_is_one_sentence(place, make_taste_log):
+    imported(place, make_taste_log(5))
+    result, answer = run(place, "train", "--kind", "text", "--student", "2")
+    assert result.exit_code == 1 and "there is none" in answer["error"]
+    result, answer = run(place, "train", "--student", "2")
+    assert result.exit_code == 1 and "--kind text" in answer["error"]
 
 
 def test_a_served_ranker_that_does_not_match_its_manifest_is_refused_and_stays_where_it_is(place, make_taste_log):

@@ -1,0 +1,306 @@
+"""Trains a text ranker from an event log and decides whether it may be served: alone it reads, fused it also counts.
+
+Sources are fitted on events before the examples; of the users with later events one half fits the fusion and
+calibrates, the other decides. It starts from an encoder, a reranker, or with `Origin.teacher` from a larger model
+whose scores it learns. Knows nothing of artifacts or releases: it fills a folder. Called through `makers` and by the
+evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.behaviour.behaviour import BehaviourSettings, fit_behaviour
+from models.behaviour.statistics import Statistics, fit_statistics
+from models.candidates import SCORED_SOURCES, Candidates
+from models.catalog import ItemCatalog
+from models.events import EventLog
+from models.media.layout import Layout
+from models.rankers.calibration import expected_calibration_error
+from models.rankers.compressed import CONFIG_FILE, RankerError
+from models.rankers.fusion import FusionFeatures
+from models.rankers.load import load_ranker
+from models.rankers.port import CrossEncoder
+from models.rankers.text import TextRanker
+from models.retrieval.engine import RetrievalEngine
+from models.retrieval.settings import RetrievalSettings
+from pipelines.training.checkpoint import Checkpoint
+from pipelines.training.examples import Progress, RankingLists
+from pipelines.training.measures import gains, paired_bootstrap
+from pipelines.training.settings import TextTrainingSettings, TrainingSettings
+from pipelines.training.split import Part, TrainingSplit, split_after, split_events
+from pipelines.training.text_cases import TextCase, build_cases, lists_of, with_found
+from pipelines.training.text_fit import fit_text, prepare
+from pipelines.training.text_fuse import fit_fusion, spread
+from pipelines.training.text_pairs import PairReader
+from pipelines.training.train import METRICS_FILE, vector_index
+from pipelines.training.verdict import verdict
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a training starts from: a model folder; `teacher`, whose scores it learns; `since_ms`, later events only."""
+
+    start: Path
+    teacher: Path | None = None
+    since_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """How the sources behind the lists are fitted and merged: as the release will serve them."""
+
+    retrieval: RetrievalSettings
+    behaviour: BehaviourSettings
+    half_life_days: float = 14.0
+    layout: Layout | None = None
+    """Where pictures and sounds lie in the vectors; None for texts alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class _World:
+    """What is known of items and behaviour when the examples begin."""
+
+    catalog: ItemCatalog
+    embeddings: Floats
+    statistics: Statistics
+    engine: RetrievalEngine
+
+
+def train_text_ranker(
+    log: EventLog,
+    catalog: ItemCatalog,
+    embeddings: Floats,
+    folder: Path,
+    origin: Origin,
+    *,
+    settings: TextTrainingSettings,
+    training: TrainingSettings,
+    sources: Sources,
+    seed: int = 0,
+    incumbent: Path | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train on `log` (sorted by time), write the ranker and `metrics.json` into `folder`, return the metrics.
+
+    `training` says how events are split. Small or poor data raises nothing: `switch_on` is false and `reason` says why.
+    Deterministic for a seed and a number of torch threads; killed and called again with the same arguments and
+    `checkpoint` it ends with the same bytes. Raises RankerError when `origin.start` is no model that can be trained.
+    """
+    started = time.monotonic()
+    split = (
+        split_events(log, training, seed=seed)
+        if origin.since_ms is None
+        else split_after(log, origin.since_ms, training, seed=seed)
+    )
+    metrics: dict[str, Any] = {
+        "events": len(log),
+        "fit_events": len(split.fit),
+        "examples": len(split.examples),
+        "settings": settings.model_dump(),
+        "seed": seed,
+        "since_ms": origin.since_ms,
+    }
+    world = _world(split, catalog, embeddings, sources)
+    train, judge, decide = _cases(split, world, settings, training, seed)
+    found = [sum(case.place >= 0 for case in part) for part in (judge, decide)]
+    few = min(len(train), *found)
+    if few < training.min_examples:
+        reason = (
+            f"{len(train)} training lists, and {found[0]} and {found[1]} validation lists that hold the item that was "
+            f"taken; min_examples is {training.min_examples}"
+        )
+        metrics |= {"switch_on": False, "reason": reason}
+    else:
+        metrics |= _fit(train, world, folder, origin, settings, seed, checkpoint, progress)
+        metrics |= _judge(judge, decide, world, folder, settings, training, seed, incumbent, progress)
+    metrics["seconds"] = round(time.monotonic() - started, 1)
+    (folder / METRICS_FILE).write_text(json.dumps(metrics, indent=1, sort_keys=True))
+    return metrics
+
+
+def score_cases(
+    ranker: CrossEncoder,
+    cases: Sequence[TextCase],
+    size: int,
+    *,
+    missed: int = 0,
+    told: Callable[[float], None] = lambda _: None,
+) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Return `ranker`'s scores float32[cases, size], and for how many cases each one stands.
+
+    No order can help a case that misses what was taken: only the first `missed` of them are scored, and stand for all.
+    """
+    out, stands = np.zeros((len(cases), size), np.float32), np.zeros(len(cases), np.int64)
+    misses = [at for at, case in enumerate(cases) if case.place < 0]
+    for at in misses[:missed]:
+        stands[at] = max(1, round(len(misses) / min(missed, len(misses))))
+    stands[[at for at, case in enumerate(cases) if case.place >= 0]] = 1
+    for at in np.flatnonzero(stands):
+        told(at / len(cases))
+        out[at, : len(cases[at].candidates)] = ranker.score(cases[at].query, cases[at].candidates)
+    return out, stands
+
+
+def given(rows: npt.NDArray[np.int32]) -> Candidates:
+    """Return candidates that nothing is known of but their rows."""
+    n = len(rows)
+    nothing = np.zeros((n, len(SCORED_SOURCES)), np.float32)
+    return Candidates(rows, np.zeros(n, np.uint16), nothing, np.zeros(n, np.float32))
+
+
+def _world(split: TrainingSplit, catalog: ItemCatalog, embeddings: Floats, sources: Sources) -> _World:
+    statistics = fit_statistics(split.fit, catalog, half_life_days=sources.half_life_days)
+    behaviour = fit_behaviour(split.fit, catalog, sources.behaviour, vectors=embeddings)
+    index = vector_index(embeddings)
+    parts = (index, behaviour, statistics, sources.retrieval)
+    engine = RetrievalEngine(catalog, embeddings, *parts, layout=sources.layout)
+    return _World(catalog, embeddings, statistics, engine)
+
+
+def _cases(
+    split: TrainingSplit, world: _World, settings: TextTrainingSettings, training: TrainingSettings, seed: int
+) -> tuple[list[TextCase], list[TextCase], list[TextCase]]:
+    """Return training cases, and the two halves of the later ones by user."""
+    size, seen = settings.list_size, training.exclude_seen
+    train = build_cases(split.of(Part.train), world.engine, world.catalog, size=size, exclude_seen=seen)
+    later = build_cases(split.of(Part.validate), world.engine, world.catalog, size=size, exclude_seen=seen)
+    halves = ([case for case in later if case.user % 2 == parity] for parity in (0, 1))
+    judge, decide = (with_found(half, settings.validation_cases, seed=seed) for half in halves)
+    return train, judge, decide
+
+
+def _fit(
+    train: Sequence[TextCase],
+    world: _World,
+    folder: Path,
+    origin: Origin,
+    settings: TextTrainingSettings,
+    seed: int,
+    checkpoint: Checkpoint | None,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    began = time.monotonic()
+    model, tokenizer = load_start(origin.start, settings, seed=seed)
+    reader = PairReader(tokenizer, world.catalog, max_tokens=settings.max_tokens)
+    teacher = None if origin.teacher is None else _teacher(origin.teacher, world.catalog)
+    losses = fit_text(
+        model,
+        reader,
+        train,
+        len(world.catalog),
+        settings,
+        seed=seed,
+        teacher=teacher,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    pairs = len(losses) * settings.lists_per_step * (1 + settings.hard_negatives + settings.random_negatives)
+    tenth = max(1, len(losses) // 10)
+    return {
+        "steps": len(losses),
+        "pairs": pairs,
+        "layers": int(model.config.num_hidden_layers),
+        "first_loss": float(np.mean(losses[:tenth])),
+        "last_loss": float(np.mean(losses[-tenth:])),
+        "training_s": round(time.monotonic() - began, 1),
+    }
+
+
+def load_start(folder: Path, settings: TextTrainingSettings, *, seed: int) -> tuple[Any, Any]:
+    """Return the model in `folder` under one label, with the layers the settings ask for, and its tokenizer.
+
+    A model without a classifier gets a fresh one, drawn from `seed`. Raises RankerError naming what does not fit.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                str(folder),
+                num_labels=1,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+            )
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        prepare(model, settings)
+    except (OSError, ValueError, RuntimeError, AttributeError) as error:
+        raise RankerError(f"{folder.name}: not a model that a text ranker can start from: {error}") from error
+    return model.to(device), tokenizer
+
+
+def _teacher(folder: Path, catalog: ItemCatalog) -> Callable[[TextCase, npt.NDArray[np.int32]], Floats]:
+    body = json.loads((folder / CONFIG_FILE).read_text()) if (folder / CONFIG_FILE).is_file() else {}
+    limits: dict[str, Any] = {"max_tokens": int(body["max_tokens"])} if "max_tokens" in body else {}
+    ranker = TextRanker.load(folder, catalog, **limits)
+    return lambda case, rows: ranker.score(case.query, given(rows))
+
+
+def _judge(
+    judge: Sequence[TextCase],
+    decide: Sequence[TextCase],
+    world: _World,
+    folder: Path,
+    settings: TextTrainingSettings,
+    training: TrainingSettings,
+    seed: int,
+    incumbent: Path | None,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Fit the fusion on one half, write `ranker.json`, and compare on the other."""
+
+    def told(what: str) -> Callable[[float], None]:
+        return lambda share: None if progress is None else progress(what, share)
+
+    size, body = settings.list_size, {"backend": "text", "max_tokens": settings.max_tokens}
+    (folder / CONFIG_FILE).write_text(json.dumps(body))
+    text = load_ranker(folder, world.catalog, world.embeddings, world.statistics)
+    features = FusionFeatures(world.catalog, world.embeddings, world.statistics)
+    first, second = (lists_of(part, features, size) for part in (judge, decide))
+    missed = settings.validation_cases // 4
+    scores, stands = score_cases(text, judge, size, missed=missed, told=told("fitting the fusion"))
+    fusion = fit_fusion(scores, first, stands)
+    (folder / CONFIG_FILE).write_text(json.dumps({**body, "fusion": fusion.to_json()}, indent=1, sort_keys=True))
+    alone, stands = score_cases(text, decide, size, missed=missed, told=told("deciding"))
+    theirs = None
+    if incumbent is not None:
+        served = load_ranker(incumbent, world.catalog, world.embeddings, world.statistics)
+        asked, _ = score_cases(served, decide, size, told=told("asking the ranker served now"))
+        theirs = _hidden(asked, second)
+    fused = _hidden(fusion.logits(alone, second.features), second)
+    metrics = verdict(fused, second, incumbent=theirs, rounds=training.bootstrap_rounds, seed=seed)
+    own, base = gains(_hidden(alone, second), second.target), gains(second.merged, second.target)
+    gap = paired_bootstrap(own, base, second.user, rounds=training.bootstrap_rounds, seed=seed)
+    error = None
+    if fusion.calibration is not None:
+        logits, taken = spread(fused, second, stands)
+        error = expected_calibration_error(fusion.calibration.apply(logits), taken)
+    return {
+        **metrics,
+        "text_ndcg10": float(own.mean()),
+        "text_vs_retrieval": {"mean": gap.mean, "lower": gap.lower, "upper": gap.upper},
+        "calibration_error": error,
+    }
+
+
+def _hidden(scores: Floats, lists: RankingLists) -> Floats:
+    """Return the scores with -inf at padding."""
+    return np.where(lists.rows >= 0, scores, -np.inf).astype(np.float32)

@@ -1,0 +1,95 @@
+"""What a text ranker learns from and is judged by: a request just before an event, its candidates, and what was taken.
+
+The request and its candidates are those of serving; the sources must have been fitted without the events of the
+cases. Knows nothing of models. Called by the text training and its evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.candidates import Candidates
+from models.catalog import ItemCatalog
+from models.rankers.fusion import FusionFeatures
+from models.retrieval.query import RetrievalQuery
+from pipelines.training.examples import RankingLists, Retriever, empty_lists
+from pipelines.training.split import Example
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class TextCase:
+    """One request. `taken` is the row of the item that was taken, `place` where the candidates hold it or -1."""
+
+    user: int
+    query: RetrievalQuery
+    candidates: Candidates
+    taken: int
+    place: int
+
+
+def build_cases(
+    examples: Sequence[Example], retriever: Retriever, catalog: ItemCatalog, *, size: int, exclude_seen: bool
+) -> list[TextCase]:
+    """Return a case per example whose item the catalog holds, in their order."""
+    cases = []
+    for example in examples:
+        history = example.history
+        query = RetrievalQuery(
+            n=size,
+            now_ms=int(history.timestamps_ms[example.position]),
+            user=history.before(example.position),
+            exclude_seen=exclude_seen,
+        )
+        taken = int(catalog.rows([str(history.item_ids[example.position])])[0])
+        if taken >= 0:
+            found = retriever.retrieve(query)
+            at = np.flatnonzero(found.rows == taken)
+            cases.append(TextCase(example.user, query, found, taken, int(at[0]) if len(at) else -1))
+    return cases
+
+
+def with_found(cases: Sequence[TextCase], most: int, *, seed: int) -> list[TextCase]:
+    """Return as many cases, in a seeded order, as hold `most` whose candidates include what was taken.
+
+    Those that miss it come along: they count as 0 for every order, and cost nothing to score.
+    """
+    kept: list[TextCase] = []
+    found = 0
+    for at in np.random.default_rng(seed).permutation(len(cases)):
+        if found == most:
+            break
+        kept.append(cases[at])
+        found += cases[at].place >= 0
+    return kept
+
+
+def lists_of(cases: Sequence[TextCase], fusion: FusionFeatures, size: int) -> RankingLists:
+    """Return the cases as padded lists with the features of serving (histories are left empty)."""
+    lists = empty_lists(len(cases), size)
+    for at, case in enumerate(cases):
+        n = len(case.candidates)
+        lists.rows[at, :n] = case.candidates.rows
+        lists.features[at, :n] = fusion.build(case.query, case.candidates)
+        lists.merged[at, :n] = case.candidates.scores
+        lists.target[at], lists.user[at] = case.place, case.user
+        if case.place >= 0:
+            lists.relevance[at, case.place] = 1.0
+    return lists
+
+
+def negatives(case: TextCase, items: int, hard: int, easy: int, rng: np.random.Generator) -> npt.NDArray[np.int32]:
+    """Return rows: up to `hard` retrieved but not taken, filled up with items at random, never the taken one."""
+    retrieved = case.candidates.rows[case.candidates.rows != case.taken]
+    picked = rng.permutation(retrieved)[:hard].tolist()
+    wanted = min(hard + easy, items - 1)
+    while len(picked) < wanted:
+        row = int(rng.integers(items))
+        if row != case.taken and row not in picked:
+            picked.append(row)
+    return np.array(picked, np.int32)

@@ -1,0 +1,252 @@
+"""The text ranker is trained from events: same inputs as serving, same bytes after a kill, no text too strange."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+from models.behaviour.behaviour import BehaviourSettings
+from models.behaviour.statistics import fit_statistics
+from models.candidates import SCORED_SOURCES, Candidates
+from models.catalog import Item, ItemCatalog
+from models.encoder import HashEncoder
+from models.rankers.apart import divisible
+from models.rankers.compressed import RankerError
+from models.rankers.fusion import FEATURE_NAMES
+from models.rankers.load import load_ranker
+from models.rankers.profile_text import profile_text
+from models.rankers.text import TextRanker
+from models.rankers.text_fusion import FUSED_WITH, FusedTextRanker, TextFusion
+from models.retrieval.query import RetrievalQuery
+from models.retrieval.settings import RetrievalSettings
+from pipelines.training.checkpoint import Checkpoint
+from pipelines.training.examples import empty_lists
+from pipelines.training.settings import TextTrainingSettings, TrainingSettings
+from pipelines.training.text import Origin, Sources, load_start, train_text_ranker
+from pipelines.training.text_cases import TextCase, negatives, with_found
+from pipelines.training.text_fuse import fit_fusion
+from pipelines.training.text_pairs import PairReader
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "liked", ":", ";", ".", "red", "blue"]
+WORDS += [f"g{n}" for n in range(5)] + [f"n{n}" for n in range(100)]
+QUICK = TextTrainingSettings(
+    steps=24,
+    lists_per_step=4,
+    max_tokens=48,
+    frozen_layers=0,
+    learning_rate=1e-3,
+    head_learning_rate=1e-3,
+    list_size=20,
+    validation_cases=30,
+    checkpoint_steps=5,
+)
+SPLIT = TrainingSettings(train_positions=4, validation_positions=2, bootstrap_rounds=200, min_examples=10)
+SOURCES = Sources(RetrievalSettings(), BehaviourSettings())
+
+
+def tiny(folder, *, layers=2, labels=1):
+    folder.mkdir(exist_ok=True)
+    BertTokenizer(vocab={word: at for at, word in enumerate(WORDS)}).save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 32}
+    shape["initializer_range"] = 0.2  # so small a model would take long to leave its even start
+    BertForSequenceClassification(BertConfig(vocab_size=len(WORDS), num_labels=labels, **shape)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def catalog():
+    items = [Item(f"i{k}", f"film g{k % 5} n{k}", labels={"genre": (f"g{k % 5}",)}) for k in range(100)]
+    return ItemCatalog.of(items)
+
+
+@pytest.fixture
+def embeddings(catalog):
+    return HashEncoder(16).encode([catalog.document(r) for r in range(len(catalog))])
+
+
+def trained(folder, start, log, catalog, embeddings, *, origin=None, settings=QUICK, **named):
+    folder.mkdir()
+    options = {"settings": settings, "training": SPLIT, "sources": SOURCES, **named}
+    return train_text_ranker(log, catalog, embeddings, folder, origin or Origin(start), **options)
+
+
+def test_training_learns_and_what_it_wrote_is_served_with_the_scores_it_had(
+    tmp_path, catalog, embeddings, make_taste_log
+):
+    log = make_taste_log(160)
+    longer = QUICK.model_copy(update={"steps": 80, "lists_per_step": 8})
+    metrics = trained(tmp_path / "ranker", tiny(tmp_path / "start"), log, catalog, embeddings, settings=longer)
+    assert metrics["last_loss"] < metrics["first_loss"] - 0.01
+    assert metrics["text_ndcg10"] > 0
+    assert metrics == json.loads((tmp_path / "ranker" / "metrics.json").read_text())
+    assert {"text_vs_retrieval", "fused_vs_retrieval", "training_s", "calibration_error"} <= set(metrics)
+    ranker = load_ranker(tmp_path / "ranker", catalog, embeddings, fit_statistics(log, catalog), device="cpu")
+    assert isinstance(ranker, FusedTextRanker) and isinstance(ranker.text, TextRanker)
+    query = RetrievalQuery(n=5, now_ms=10**13, seed_items=("i1", "i6", "i11"))
+    rows = np.array([16, 2, 99, 0], np.int32)
+    candidates = given(rows)
+    # The very inputs of training give the logits that serving gives.
+    model, tokenizer = load_start(tmp_path / "ranker", QUICK, seed=0)
+    reader = PairReader(tokenizer, catalog, max_tokens=QUICK.max_tokens)
+    inputs = {n: torch.from_numpy(a) for n, a in reader.padded(reader.read(query, rows)).items()}
+    with torch.inference_mode():
+        wanted = model.eval()(**inputs).logits[:, 0].numpy()
+    np.testing.assert_allclose(ranker.text.score(query, candidates), wanted, atol=1e-4)
+    from sentence_transformers import CrossEncoder
+
+    words = profile_text(query, catalog)
+    library = CrossEncoder(str(tmp_path / "ranker"), max_length=QUICK.max_tokens, device="cpu", local_files_only=True)
+    pairs = [(words, catalog.document(int(row))) for row in rows]
+    theirs = library.predict(pairs, show_progress_bar=False, activation_fn=torch.nn.Identity())
+    np.testing.assert_allclose(theirs, wanted, atol=1e-4)
+    scores = ranker.score(query, candidates)
+    one = [float(ranker.text.score(query, candidates.take(np.array([at])))[0]) for at in range(4)]
+    np.testing.assert_allclose(one, wanted, atol=1e-4)
+    assert scores.shape == (4,) and np.isfinite(scores).all()
+    assert len(ranker.score(query, candidates.take(np.arange(0)))) == 0
+    # In parts, as the ranker's queue computes it, and over items of another release.
+    task = divisible(ranker).take_apart(query, candidates)
+    while task.left:
+        ranker.advance([task], tokens=1)
+    np.testing.assert_allclose(task.scores(), scores, atol=1e-5)
+    grown = ranker.over(catalog, embeddings, fit_statistics(log, catalog))
+    assert grown.text.engine is ranker.text.engine
+    np.testing.assert_allclose(grown.score(query, candidates), scores, atol=1e-5)
+
+
+def given(rows):
+    n = len(rows)
+    return Candidates(
+        rows,
+        np.ones(n, np.uint16),
+        np.ones((n, len(SCORED_SOURCES)), np.float32),
+        np.linspace(1, 0, n, dtype=np.float32),
+    )
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_an_interrupted_training_ends_with_the_bytes_of_one_in_a_single_run(
+    tmp_path, catalog, embeddings, make_taste_log
+):
+    log, start = make_taste_log(80), tiny(tmp_path / "start")
+    trained(tmp_path / "whole", start, log, catalog, embeddings)
+
+    def dying(step, share):
+        if step.startswith("step 20"):
+            raise Killed
+
+    kept = Checkpoint(tmp_path / "kept")
+    with pytest.raises(Killed):
+        trained(tmp_path / "cut", start, log, catalog, embeddings, checkpoint=kept, progress=dying)
+    metrics = trained(tmp_path / "on", start, log, catalog, embeddings, checkpoint=kept)
+    assert metrics["steps"] == 24 and len(kept.state("text")["losses"]) == 24
+    whole, resumed = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "on"))
+    assert whole == resumed
+    assert (tmp_path / "whole" / "ranker.json").read_text() == (tmp_path / "on" / "ranker.json").read_text()
+    trained(tmp_path / "other", start, log, catalog, embeddings, seed=1)
+    assert (tmp_path / "other" / "model.safetensors").read_bytes() != whole
+
+
+def test_frozen_layers_stay_and_a_student_keeps_fewer_and_learns_from_its_teacher(
+    tmp_path, catalog, embeddings, make_taste_log
+):
+    log, start = make_taste_log(80), tiny(tmp_path / "start", layers=4)
+    frozen = QUICK.model_copy(update={"frozen_layers": 2, "steps": 8})
+    trained(tmp_path / "teacher", start, log, catalog, embeddings, settings=frozen)
+    before, _ = load_start(start, QUICK, seed=0)
+    after, _ = load_start(tmp_path / "teacher", QUICK, seed=0)
+    moved = {n: not torch.equal(p, dict(after.named_parameters())[n]) for n, p in before.named_parameters()}
+    assert not any(changed for n, changed in moved.items() if "embeddings" in n or "layer.0." in n or "layer.1." in n)
+    assert moved["bert.encoder.layer.3.output.dense.weight"] and moved["classifier.weight"]
+    small = QUICK.model_copy(update={"layers": 2, "steps": 80, "distil_weight": 1.0, "learning_rate": 3e-3})
+    origin = Origin(tmp_path / "teacher", teacher=tmp_path / "teacher")
+    metrics = trained(tmp_path / "student", start, log, catalog, embeddings, origin=origin, settings=small)
+    assert metrics["layers"] == 2
+    student = load_ranker(tmp_path / "student", catalog, embeddings, fit_statistics(log, catalog), device="cpu")
+    teacher = load_ranker(tmp_path / "teacher", catalog, embeddings, fit_statistics(log, catalog), device="cpu")
+    rows = np.arange(100, dtype=np.int32)
+    query = RetrievalQuery(n=5, now_ms=10**13, seed_items=("i1", "i6"))
+    theirs, ours = (r.text.score(query, given(rows)) for r in (teacher, student))
+    assert np.corrcoef(theirs, ours)[0, 1] > 0.3
+
+
+STRANGE = ["", " ", "x" * 50_000, "🎬🎉 film", "فيلم قديم", "老电影 好看", "a\u202eb\u200f", "n1 " * 20_000]
+
+
+def test_no_text_is_too_strange_to_train_on(tmp_path, catalog, embeddings, make_taste_log):
+    log = make_taste_log(60)
+    items = [Item(f"i{k}", STRANGE[k % 8][:900], STRANGE[(k + 3) % 8]) for k in range(100)]
+    strange = ItemCatalog.of(items)
+    metrics = trained(tmp_path / "r", tiny(tmp_path / "start"), log, strange, embeddings, settings=QUICK)
+    assert np.isfinite(metrics["last_loss"])
+    ranker = load_ranker(tmp_path / "r", strange, embeddings, fit_statistics(log, strange), device="cpu")
+    for query in (RetrievalQuery(n=5, now_ms=10**13), RetrievalQuery(n=5, now_ms=10**13, seed_items=("i2", "nobody"))):
+        assert np.isfinite(ranker.score(query, given(np.arange(100, dtype=np.int32)))).all()
+
+
+@pytest.mark.parametrize("users", [0, 1])
+def test_next_to_no_users_are_a_reason_and_not_a_crash(tmp_path, catalog, embeddings, make_taste_log, users):
+    log = make_taste_log(5)
+    log = log.take(np.isin(log.user_ids, [f"u{n}" for n in range(users)]))
+    metrics = trained(tmp_path / "r", tiny(tmp_path / "start"), log, catalog, embeddings)
+    assert not metrics["switch_on"] and "min_examples" in metrics["reason"]
+    assert [p.name for p in (tmp_path / "r").iterdir()] == ["metrics.json"]
+
+
+def test_what_cannot_be_started_from_is_refused_by_name(tmp_path, catalog, embeddings, make_taste_log):
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(RankerError, match="nothing: not a model"):
+        trained(tmp_path / "r", tmp_path / "nothing", make_taste_log(60), catalog, embeddings)
+    many = QUICK.model_copy(update={"layers": 9})
+    with pytest.raises(RankerError, match=r"layers = 9, but the model has 2"):
+        trained(tmp_path / "s", tiny(tmp_path / "start"), make_taste_log(60), catalog, embeddings, settings=many)
+
+
+def test_the_fusion_starts_at_retrieval_order_and_finds_what_the_text_knows():
+    rng = np.random.default_rng(0)
+    lists = empty_lists(60, 10)
+    lists.rows[:] = np.arange(10)
+    lists.features[:, :, FEATURE_NAMES.index("merged_z")] = rng.normal(size=(60, 10))
+    lists.target[:] = rng.integers(0, 10, 60)
+    text = rng.normal(size=(60, 10)).astype(np.float32)
+    text[np.arange(60), lists.target] += 3
+    fusion = fit_fusion(text, lists, np.ones(60, np.int64))
+    assert set(fusion.weights) == set(FUSED_WITH) and fusion.text > 0.3
+    assert fusion.calibration is not None
+    assert TextFusion.of(json.loads(json.dumps(fusion.to_json()))) == fusion
+    nothing = fit_fusion(text, replace(lists, target=np.full(60, -1, np.int32)), np.ones(60, np.int64))
+    assert nothing.text == 0 and nothing.weights["merged_z"] > 0 and nothing.calibration is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"text": 1, "weights": {"no_such_feature": 1}, "calibration": None},
+        {"text": float("nan"), "weights": {}, "calibration": None},
+        {"weights": {}},
+        [],
+    ],
+)
+def test_a_fusion_that_cannot_be_read_is_refused(body):
+    with pytest.raises(RankerError, match=r"ranker\.json"):
+        TextFusion.of(body)
+
+
+def test_negatives_are_never_what_was_taken_and_missed_cases_come_along():
+    rng = np.random.default_rng(0)
+    query = RetrievalQuery(n=5, now_ms=1)
+    case = TextCase(0, query, given(np.array([3, 4, 5], np.int32)), 4, 1)
+    for _ in range(50):
+        rows = negatives(case, 8, 2, 3, rng).tolist()
+        assert 4 not in rows and len(set(rows)) == 5 and {3, 5} <= set(rows)
+    assert len(negatives(case, 3, 2, 3, rng)) == 2
+    cases = [replace(case, place=at % 3 - 1, user=at) for at in range(90)]
+    kept = with_found(cases, 10, seed=0)
+    assert sum(c.place >= 0 for c in kept) == 10 and 10 < len(kept) < 30

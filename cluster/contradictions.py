@@ -117,6 +117,8 @@ def _models(settings: Settings) -> list[str]:
     ranker = settings.models.ranker
     if ranker.backend == "text" and ranker.text_uri is None:
         return ["models.ranker.backend is text: name the model in models.ranker.text_uri"]
+    if ranker.cascade.candidates and (ranker.backend != "compressed" or ranker.text_uri is None):
+        return ["models.ranker.cascade needs the compressed back end and a text ranker in models.ranker.text_uri"]
     return []
 
 

@@ -35,10 +35,11 @@ from pipelines.evaluation.shared import LastQuestion, SharedEngine
 from serve.context import RequestContext, StageCall
 from serve.deadline import Deadline
 from serve.pipeline import RecommendationPipeline
+from serve.ranking import ModelRanker
 from serve.runner import SilentRecorder
 from serve.schemas import RecommendRequest
 from serve.settings import PipelineSettings, StageBudget
-from serve.stages import EngineRetriever, ModelRanker, TextQueryEncoder
+from serve.stages import EngineRetriever, TextQueryEncoder
 
 MERGED, FUSED, SUMMARISED = "merged retrieval", "fused ranking", "with interests"
 _PATIENCE_MS = 60_000

@@ -40,10 +40,11 @@ from serve.deadline import Deadline
 from serve.deployments.replica import STORE_URL
 from serve.pipeline import RecommendationPipeline
 from serve.ports import FeatureFetcher
+from serve.ranking import ModelRanker
 from serve.runner import SilentRecorder
 from serve.schemas import RecommendRequest
 from serve.settings import PipelineSettings, StageBudget
-from serve.stages import EngineRetriever, ModelRanker, StoreFeatureFetcher, TextQueryEncoder
+from serve.stages import EngineRetriever, StoreFeatureFetcher, TextQueryEncoder
 
 _BATCH_USERS = 256
 _PATIENCE_MS = 60_000

@@ -102,6 +102,7 @@ def build_release(
         encoder_uri=settings.models.encoder.uri,
         text_ranker=_text_ranker(settings, workspace),
         ranker=ranker,
+        ranking=settings.models.ranker,
         embedder=embedder,
         keep_ranker_of=keep_ranker_of,
         pieces=pieces,
@@ -129,9 +130,9 @@ def keep_release(settings: Settings, release: Release, *, serve: bool = True) ->
 
 
 def _text_ranker(settings: Settings, workspace: Workspace) -> tuple[str, Callable[[], Path]] | None:
-    """Return the text ranker that the settings name and how to fetch it, or None for the compressed back end."""
+    """Return the text ranker that the settings use and how to fetch it, or None for the compressed back end alone."""
     of = settings.models.ranker
-    if of.backend != "text" or of.text_uri is None:
+    if of.text_uri is None or (of.backend != "text" and not of.cascade.candidates):
         return None
     uri = of.text_uri
     return uri, lambda: resolve(uri, cache=workspace.models)

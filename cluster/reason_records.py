@@ -27,10 +27,11 @@ from serve.context import RequestContext, StageCall
 from serve.deadline import Deadline
 from serve.evidence import slate_evidence
 from serve.pipeline import RecommendationPipeline
+from serve.ranking import ModelRanker
 from serve.runner import SilentRecorder
 from serve.schemas import RecommendRequest
 from serve.settings import StageBudget
-from serve.stages import EngineRetriever, ModelRanker, TextQueryEncoder
+from serve.stages import EngineRetriever, TextQueryEncoder
 
 _PATIENCE_MS = 60_000
 Done = Callable[[int, int], None]

@@ -89,7 +89,7 @@ def train(settings: Settings, wish: Wish) -> dict[str, Any]:
         maker: RankerMaker = _maker(settings, wish, progress, live, served, since, checkpoints)
         embedder = embedder_here(settings)
         report = build_release(settings, data, embedder=embedder, progress=progress, ranker=maker)
-    made = report.steps[-1]
+    made = next(step for step in report.steps if step.name == "ranker")
     metrics = dict(made.meta["metrics"])
     facts: dict[str, Any] = {
         "kind": wish.kind,

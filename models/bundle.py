@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from models.retrieval.settings import RetrievalSettings
 
 EMBEDDINGS_FILE = "embeddings.npy"
+SECOND_RANKER = "text_ranker"
+"""Kind of the artifact that holds the second ranker of a cascade."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,12 @@ class ReleaseBundle:
         return engine
 
     @cached_property
+    def second(self) -> SecondRanker | None:
+        """The second ranker of the cascade, where settings ask for one and the release has one."""
+        asked = self.ranking is not None and self.ranking.cascade.candidates > 0
+        return SecondRanker(self) if asked and SECOND_RANKER in self.folders else None
+
+    @cached_property
     def ranker(self) -> CrossEncoder:
         """The trained ranker, or retrieval order where the release names none."""
         from models.rankers.load import load_ranker
@@ -230,6 +238,25 @@ class ReleaseBundle:
         if "ranker" not in self.folders:
             return None
         return FeatureWeights.load(self.folders["ranker"], self.catalog, self.embeddings, self.statistics)
+
+
+@dataclass(frozen=True, eq=False)
+class SecondRanker:
+    """The text ranker behind the compressed one: what a cascade asks about the best few."""
+
+    bundle: ReleaseBundle
+
+    @cached_property
+    def ranker(self) -> CrossEncoder:
+        """The ranker; loaded when it is first read."""
+        from models.rankers.load import load_ranker
+
+        of = self.bundle
+        if of.alone is not None and of.alone.second is not None:
+            return of.alone.second.ranker.over(of.catalog, of.embeddings, of.statistics)  # type: ignore[attr-defined,no-any-return]
+        compute = of.ranking.compute if of.ranking else None
+        folder = of.folders[SECOND_RANKER]
+        return load_ranker(folder, of.catalog, of.embeddings, of.statistics, compute=compute, choices=of.node)
 
 
 def bundle_in_memory(

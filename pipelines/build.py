@@ -20,16 +20,18 @@ import numpy as np
 import numpy.typing as npt
 
 from models.artifacts import Artifact, ArtifactError, ArtifactStore
-from models.bundle import EMBEDDINGS_FILE
+from models.bundle import EMBEDDINGS_FILE, SECOND_RANKER
 from models.catalog import CATALOG_FILE, ItemCatalog, write_catalog
 from models.encoder import Encoder
 from models.items.folded import write_folded
 from models.media.layout import Layout
 from models.progress import Progress, silent
+from models.rankers.settings import RankerSettings
 from models.releases import Release, new_release
 from models.retrieval.settings import RetrievalSettings
 from models.shards import plan
 from pipelines.dataset import Dataset, digest_events
+from pipelines.digests import digest_fold, digest_items
 from pipelines.embedding.assemble import Embedder
 from pipelines.embedding.blocks import EncoderSpec
 from pipelines.embedding.runners import InlineRunner
@@ -38,7 +40,7 @@ from pipelines.index_shards import InlinePieces, PieceRunner, build_index, forge
 from pipelines.makers import CompressedTraining, RankerMaker, TakenText, window
 from pipelines.settings import PipelinesSettings
 
-FORMATS = {"catalog": 1, "embeddings": 2, "index": 2, "behaviour": 6, "statistics": 1, "ranker": 1}
+FORMATS = {"catalog": 1, "embeddings": 2, "index": 2, "behaviour": 6, "statistics": 1, "ranker": 1, "text_ranker": 1}
 """Version of each kind's files; raise it when the code that writes them changes, and they are made anew."""
 
 Make = Callable[[Path], Mapping[str, Any]]
@@ -81,6 +83,7 @@ class Builder:
         encoder_uri: str,
         text_ranker: tuple[str, Callable[[], Path]] | None = None,
         ranker: RankerMaker | None = None,
+        ranking: RankerSettings | None = None,
         embedder: Embedder | None = None,
         keep_ranker_of: Release | None = None,
         pieces: PieceRunner | None = None,
@@ -90,18 +93,20 @@ class Builder:
         """`encoder` is called only when there is something to embed; `retrieval` is what serving will use.
 
         `text_ranker` is the URI of a text ranker and how to fetch it; None trains the compressed one; `ranker` makes
-        one in another way. `embedder` says how vectors are made; None computes them here. The ranker of
-        `keep_ranker_of`, or its lack of one, goes on in place of a new one: right while vectors come from the same
-        encoder. `pieces` builds an index that does not fit into memory in one; None does it here, one piece after
-        another.
+        one in another way. With a cascade in `ranking` the compressed one is trained and the text ranker goes behind
+        it. `embedder` says how vectors are made; None computes them here. The rankers of `keep_ranker_of`, or its lack
+        of one, go on in place of new ones: right while vectors come from the same encoder. `pieces` builds an index
+        that does not fit into memory in one; None does it here, one piece after another.
         """
         self._artifacts = artifacts
         self._settings = settings
         self._retrieval = retrieval
         self._embedder = embedder or Embedder(artifacts, EncoderSpec(encoder_uri), InlineRunner(encoder))
+        self._ranking = ranking or RankerSettings()
+        self._second = text_ranker if self._ranking.cascade.candidates else None
         self._ranker: RankerMaker = ranker or (
             CompressedTraining(settings, retrieval, progress)
-            if text_ranker is None
+            if text_ranker is None or self._second
             else TakenText(settings, retrieval, *text_ranker)
         )
         self._pieces = pieces or InlinePieces()
@@ -120,7 +125,7 @@ class Builder:
         dataset = fold.applied(dataset)
         if not dataset.items:
             raise ValueError(f"{dataset.name} has no items: there is nothing to recommend")
-        made_of = {"items": _digest_items(dataset), **_digest_fold(fold)}
+        made_of = {"items": digest_items(dataset), **digest_fold(fold)}
         catalog_step = self._step("catalog", made_of, lambda to: _write_catalog(dataset, fold, to))
         catalog = ItemCatalog(catalog_step.path)
         embedding_step = self._embed(catalog_step)
@@ -144,13 +149,17 @@ class Builder:
         notes: dict[str, Any] = {"dataset": dataset.name, "items": len(catalog), "events": len(dataset.events)}
         before = self._keep_ranker_of
         if before is not None:
-            references |= {kind: ref for kind, ref in before.artifacts.items() if kind == "ranker"}
+            references |= {kind: ref for kind, ref in before.artifacts.items() if kind in ("ranker", SECOND_RANKER)}
             notes["ranker"] = before.notes.get("ranker", {})
         elif self._settings.train_ranker:
             notes["ranker"] = self._rank(dataset, catalog, embeddings, {**events, "embeddings": embedding_step.ref})
             # Measured on validation events: a ranker below retrieval order is kept, but not switched on.
             if notes["ranker"].get("switch_on"):
                 references["ranker"] = str(self._steps[-1].ref)
+                if self._second is not None:
+                    notes["cascade"] = self._cascade(dataset, catalog, embeddings, references)
+                    if notes["cascade"].get("switch_on"):
+                        references[SECOND_RANKER] = str(self._steps[-1].ref)
         release = new_release(references, parent=parent, item_log_seq=fold.sequence, **notes)
         return BuildReport(release, self._steps)
 
@@ -164,6 +173,44 @@ class Builder:
             outdated=maker.outdated,
         )
         return dict(ranker.meta.get("metrics", {}))
+
+    def _cascade(
+        self, dataset: Dataset, catalog: ItemCatalog, embeddings: Any, made: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """Take the second ranker of a cascade and return how it did behind the first."""
+        from pipelines.second_ranker import take_second_ranker
+
+        assert self._second is not None
+        uri, fetch = self._second
+        of = self._settings
+        cases = of.text_validation_cases
+        inputs = {
+            "first": made["ranker"],
+            "behaviour": made["behaviour"],
+            "text": uri,
+            "cases": cases,
+            "cascade": self._ranking.cascade.model_dump(),
+        }
+
+        def make(to: Path) -> Mapping[str, Any]:
+            metrics = take_second_ranker(
+                fetch(),
+                self._artifacts.get(made["ranker"]).path,
+                dataset.events,
+                catalog,
+                np.asarray(embeddings),
+                to,
+                ranking=self._ranking,
+                retrieval=self._retrieval,
+                behaviour=of.behaviour,
+                half_life_days=of.popularity_half_life_days,
+                layout=self._layout,
+                cases=cases,
+                seed=of.seed,
+            )
+            return {"metrics": metrics, **window(dataset.events)}
+
+        return dict(self._step(SECOND_RANKER, inputs, make).meta.get("metrics", {}))
 
     def _step(
         self, kind: str, inputs: Mapping[str, Any], make: Make, *, anew: bool = False, outdated: Outdated = _never
@@ -251,19 +298,3 @@ def _write_catalog(dataset: Dataset, fold: Fold, to: Path) -> Mapping[str, Any]:
     write_catalog(dataset.items, to / CATALOG_FILE)
     write_folded(fold.items, to)
     return {"items": len(dataset.items), "dataset": dataset.name, "licence": dataset.licence}
-
-
-def _digest_fold(fold: Fold) -> dict[str, Any]:
-    """Return what a fold adds to the inputs of a catalog; nothing where nothing changed."""
-    states = [(name, live.hidden, live.available, live.removed, live.changed_ms) for name, live in fold.items.items()]
-    return {"live": hashlib.sha256(json.dumps(states).encode()).hexdigest()} if states else {}
-
-
-def _digest_items(dataset: Dataset) -> str:
-    digest = hashlib.sha256()
-    for item in dataset.items:
-        parts = [item.item_id, item.title, item.text, sorted(item.labels.items()), sorted(item.numbers.items())]
-        if item.media:
-            parts.append(sorted(item.media.items()))
-        digest.update(json.dumps(parts, ensure_ascii=True).encode())
-    return digest.hexdigest()

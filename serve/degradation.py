@@ -29,6 +29,7 @@ class DegradedReason(StrEnum):
     language_unsupported = "language_unsupported"
     fewer_candidates = "fewer_candidates"
     fewer_items = "fewer_items"
+    fewer_rankers = "fewer_rankers"
     unknown_attribute = "unknown_attribute"
     query_not_understood = "query_not_understood"
     rank_timeout = "rank_timeout"

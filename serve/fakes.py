@@ -92,15 +92,15 @@ class FakeRetriever:
 class FakeRanker:
     """`Ranker` that applies a function; by default it turns retrieval order upside down."""
 
-    def __init__(self, score: Score | None = None, *, kind: str = "probability") -> None:
+    def __init__(self, score: Score | None = None, *, kind: str = "probability", shortened: bool = False) -> None:
         self._score: Score = score or (lambda _, candidates: -candidates.scores)
-        self._kind = kind
+        self._kind, self._shortened = kind, shortened
         self.trouble = Trouble()
 
     async def score(self, call: StageCall, query: RetrievalQuery, candidates: Candidates) -> Scores:
         """See `Ranker.score`."""
         await self.trouble.meet()
-        return Scores(np.asarray(self._score(query, candidates), dtype=np.float32), self._kind)
+        return Scores(np.asarray(self._score(query, candidates), dtype=np.float32), self._kind, self._shortened)
 
 
 class FakeExplainer:

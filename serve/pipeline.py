@@ -202,6 +202,8 @@ class RecommendationPipeline:
             scores = await self._ranker.score(call, query, candidates)
             if len(scores.values) != len(candidates):
                 raise ContractViolation(f"{len(scores.values)} scores for {len(candidates)} candidates")
+            if scores.shortened:
+                ctx.degrade(DegradedReason.fewer_rankers)
             return scores
 
         return await run_stage(ctx, self._settings.rank.policy("rank"), score, lambda: retrieval_order, self._recorder)

@@ -32,6 +32,8 @@ class Scores:
 
     values: npt.NDArray[np.float32]
     kind: str
+    shortened: bool = False
+    """Whether a cascade ended after its first ranker, for lack of time or because the second one failed."""
 
 
 class FeatureFetcher(Protocol):

@@ -27,9 +27,8 @@ from models.retrieval.query import RetrievalQuery
 from models.store.port import EventStatus, OnlineStore, StoreError, StoreTimeout
 from models.store.profiles import Linked, ProfileStore
 from serve.context import StageCall
-from serve.continuous import ContinuousBatcher
-from serve.errors import ContractViolation, DeadlineExceeded, DependencyError, RecommendError
-from serve.ports import ReasonTask, Scores
+from serve.errors import DeadlineExceeded, DependencyError, RecommendError
+from serve.ports import ReasonTask
 
 BundleOf = Callable[[str, str], ReleaseBundle]
 
@@ -130,32 +129,6 @@ class EngineRetriever:
         bundle = self._bundle_of(call.tenant, call.release_id)
         found: Candidates = await _computed(self._executor, lambda: bundle.engine.retrieve(query))
         return found
-
-
-class ModelRanker:
-    """Runs the ranker of the pinned release in an executor, many requests in turns (see `continuous`)."""
-
-    def __init__(self, bundle_of: BundleOf, executor: Executor, **batching: Any) -> None:
-        """`batching` are the limits of `ContinuousBatcher`."""
-        self._bundle_of = bundle_of
-        self.batcher = ContinuousBatcher(executor, **batching)
-
-    async def score(self, call: StageCall, query: RetrievalQuery, candidates: Candidates) -> Scores:
-        """See `Ranker.score`. Raises ContractViolation when the model breaks the length contract.
-
-        Items so new that this replica has not heard of them get no score for now.
-        """
-        bundle = self._bundle_of(call.tenant, call.release_id)
-        known = candidates.rows < len(bundle.catalog)
-        wanted = candidates if known.all() else candidates.take(known)
-        found, kind = await self.batcher.score(bundle, query, wanted, call.remaining_ms)
-        if len(found) != len(wanted):
-            raise ContractViolation(f"ranker returned {len(found)} scores for {len(wanted)} candidates")
-        if wanted is candidates:
-            return Scores(found, kind)
-        values = np.full(len(candidates), np.nan, np.float32)
-        values[known] = found
-        return Scores(values, kind)
 
 
 class TextQueryEncoder:

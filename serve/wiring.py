@@ -14,8 +14,9 @@ from models.explain.summary_book import SummaryBook
 from models.store.port import OnlineStore
 from serve.clients import ExplainerClient, FeatureFetcherClient, QueryEncoderClient, RankerClient, RetrieverClient
 from serve.ports import Explainer, FeatureFetcher, QueryEncoder, Ranker, Retriever
+from serve.ranking import ModelRanker
 from serve.settings import DeploymentSettings, ServeSettings
-from serve.stages import BundleOf, EngineRetriever, ModelRanker, StoreFeatureFetcher, TextQueryEncoder
+from serve.stages import BundleOf, EngineRetriever, StoreFeatureFetcher, TextQueryEncoder
 
 
 def turns(of: ServeSettings) -> dict[str, int]:

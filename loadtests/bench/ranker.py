@@ -37,7 +37,7 @@ from models.retrieval.query import RetrievalQuery
 from models.threads import linear_algebra_threads
 from pipelines.dataset import Dataset
 from serve.context import StageCall
-from serve.stages import ModelRanker
+from serve.ranking import ModelRanker
 
 _PATIENCE_MS = 60_000.0
 

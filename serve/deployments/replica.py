@@ -184,7 +184,10 @@ def warm_ranking(bundle: ReleaseBundle) -> None:
         np.zeros(len(rows), np.float32),
     )
     if len(rows):
-        bundle.ranker.score(RetrievalQuery(n=len(rows), now_ms=0), candidates)
+        query = RetrievalQuery(n=len(rows), now_ms=0)
+        bundle.ranker.score(query, candidates)
+        if bundle.second is not None:
+            bundle.second.ranker.score(query, candidates.take(np.arange(min(4, len(rows)))))
 
 
 def warm_edge(bundle: ReleaseBundle) -> None:

@@ -26,7 +26,8 @@ from serve.deployments.replica import (
 )
 from serve.metrics import RankMetrics
 from serve.ports import Scores
-from serve.stages import EngineRetriever, ModelRanker, StoreFeatureFetcher, TextQueryEncoder
+from serve.ranking import ModelRanker
+from serve.stages import EngineRetriever, StoreFeatureFetcher, TextQueryEncoder
 from serve.wiring import turns
 
 

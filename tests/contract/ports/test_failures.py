@@ -34,9 +34,9 @@ from serve.fakes import (
     FakeRanker,
     LocalHandle,
 )
+from serve.ranking import ModelRanker
 from serve.stages import (
     EngineRetriever,
-    ModelRanker,
     StoreEventSink,
     StoreFeatureFetcher,
     StoreProfiles,

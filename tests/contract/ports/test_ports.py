@@ -33,10 +33,10 @@ from serve.fakes import (
     FakeRetriever,
     LocalHandle,
 )
+from serve.ranking import ModelRanker
 from serve.stages import (
     EngineRetriever,
     LocalExplainer,
-    ModelRanker,
     StoreEventSink,
     StoreFeatureFetcher,
     StoreProfiles,

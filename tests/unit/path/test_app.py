@@ -21,8 +21,9 @@ from serve.deployments.replica import (
     warm_retrieval,
 )
 from serve.errors import ConfigError
+from serve.ranking import ModelRanker
 from serve.settings import DeploymentSettings, ServeSettings
-from serve.stages import EngineRetriever, ModelRanker, StoreFeatureFetcher
+from serve.stages import EngineRetriever, StoreFeatureFetcher
 from serve.wiring import Stages
 
 with warnings.catch_warnings():

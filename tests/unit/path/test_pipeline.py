@@ -284,6 +284,13 @@ async def test_scores_that_are_no_numbers_sink_and_never_reach_the_answer(tiny) 
     assert all_nan.item_ids == sorted(all_nan.item_ids) and len(all_nan.item_ids) == 5
 
 
+async def test_a_cascade_that_ended_early_is_told(tiny) -> None:
+    ctx, slate = await Path(tiny.bundle, ranker=FakeRanker(shortened=True)).ask(k=5)
+    assert len(slate.item_ids) == 5
+    assert ctx.degraded == [DegradedReason.fewer_rankers]
+    assert level_of(ctx.degraded) == DegradationLevel.fewer_candidates
+
+
 async def test_a_planned_rung_is_taken_before_work_begins(path: Path) -> None:
     ctx, _ = await path.ask(context(planned=DegradationLevel.fewer_candidates))
     assert ctx.degraded == [DegradedReason.fewer_candidates] and path.retriever.queries[-1].n == 50

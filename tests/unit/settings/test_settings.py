@@ -148,6 +148,11 @@ CONTRADICTIONS = {
     "open to all without keys": (["serve.host=0.0.0.0"], "set RAYCOMMEND_API_KEYS"),
     "a name that may be anywhere": (["serve.host=example.org"], "set RAYCOMMEND_API_KEYS"),
     "an external store without URL": (["cluster.store.mode=external"], "set RAYCOMMEND_STORE_URL"),
+    "a cascade without model": (["models.ranker.cascade.candidates=20"], "models.ranker.cascade needs"),
+    "a cascade behind itself": (
+        ["models.ranker.cascade.candidates=20", "models.ranker.backend=text", "models.ranker.text_uri=/m"],
+        "models.ranker.cascade needs",
+    ),
     "a text ranker without model": (["models.ranker.backend=text"], "models.ranker.text_uri"),
 }
 

@@ -7,16 +7,19 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from models.artifacts import ArtifactStore
-from models.bundle import load_bundle
+from models.bundle import SECOND_RANKER, load_bundle
 from models.catalog import Item
 from models.encoder import HashEncoder
 from models.events import EventLog, EventType
+from models.rankers.compressed import CompressedRanker
+from models.rankers.settings import CascadeSettings, RankerSettings
 from models.rankers.text import TextRanker
 from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings
 from pipelines.build import Builder
 from pipelines.dataset import Dataset
 from pipelines.settings import PipelinesSettings
+from pipelines.training.settings import TrainingSettings
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "liked", *"0123456789"]
 
@@ -40,6 +43,20 @@ def films() -> Dataset:
         np.arange(n, dtype=np.int64) * 1000,
     )
     return Dataset("films", items, log)
+
+
+def serials(users: int = 20, each: int = 12, count: int = 40) -> Dataset:
+    """What came next always comes next: a trained ranker has nothing to lose against retrieval order."""
+    items = [Item(f"i{n}", f"film {n}") for n in range(count)]
+    rows = [(f"u{user}", f"i{(user * 3 + at) % count}") for at in range(each) for user in range(users)]
+    log = EventLog(
+        np.array([user for user, _ in rows], object),
+        np.array([item for _, item in rows], object),
+        np.full(len(rows), EventType.view, np.uint8),
+        np.ones(len(rows), np.float32),
+        np.arange(len(rows), dtype=np.int64) * 1000,
+    )
+    return Dataset("serials", items, log)
 
 
 def test_the_text_back_end_is_copied_judged_and_served_only_when_it_is_not_below_retrieval(tmp_path: Path) -> None:
@@ -70,3 +87,38 @@ def test_the_text_back_end_is_copied_judged_and_served_only_when_it_is_not_below
     assert np.isfinite(bundle.ranker.score(query, bundle.engine.retrieve(query))).all()
     again = build()
     assert all(s.reused for s in again.steps) and fetched == [1]
+
+
+def test_a_cascade_is_judged_against_its_first_ranker_and_loads_behind_it(tmp_path: Path) -> None:
+    model = tiny_text_model(tmp_path / "model")
+    artifacts = ArtifactStore(str(tmp_path / "artifacts"), cache=tmp_path / "cache")
+    ranking = RankerSettings(cascade=CascadeSettings(candidates=4))
+    builder = Builder(
+        artifacts,
+        settings=PipelinesSettings(text_validation_cases=10, training=TrainingSettings(epochs=0, min_examples=10)),
+        retrieval=RetrievalSettings(),
+        encoder=HashEncoder,
+        encoder_uri="hash",
+        text_ranker=("folder:model", lambda: model),
+        ranking=ranking,
+    )
+    dataset = serials()
+    report = builder.run(dataset)
+    first = next(s.ref for s in report.steps if s.name == "ranker")
+    # So little is learned from so little that the first ranker is not switched on, and then nothing goes behind it.
+    assert not report.release.notes["ranker"]["switch_on"]
+    assert SECOND_RANKER not in {s.name for s in report.steps}
+    made = {**report.release.artifacts, "ranker": first}
+    whole = load_bundle(artifacts, report.release.__class__(made), settings=RetrievalSettings())
+    judged = builder._cascade(dataset, whole.catalog, whole.embeddings, made)
+    assert judged["validation_lists"] == 10
+    assert 0 <= judged["cascade_ndcg10"] <= 1 and judged["first_ndcg10"] > 0.1
+    assert judged["switch_on"] is (judged["cascade_vs_first"]["mean"] > 0)
+    [second] = artifacts.list(SECOND_RANKER)
+    release = report.release.__class__({**made, SECOND_RANKER: second})
+    bundle = load_bundle(artifacts, release, settings=RetrievalSettings(), ranking=ranking)
+    assert isinstance(bundle.ranker, CompressedRanker)
+    assert bundle.second is not None and isinstance(bundle.second.ranker, TextRanker)
+    assert load_bundle(artifacts, release, settings=RetrievalSettings()).second is None
+    assert builder._cascade(dataset, whole.catalog, whole.embeddings, made) == judged
+    assert artifacts.list(SECOND_RANKER) == [second]

@@ -1,0 +1,27 @@
+"""What a build step was made from, as digests: the same data gives the same artifact. Called by `build`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pipelines.dataset import Dataset
+from pipelines.fold import Fold
+
+
+def digest_fold(fold: Fold) -> dict[str, Any]:
+    """Return what a fold adds to the inputs of a catalog; nothing where nothing changed."""
+    states = [(name, live.hidden, live.available, live.removed, live.changed_ms) for name, live in fold.items.items()]
+    return {"live": hashlib.sha256(json.dumps(states).encode()).hexdigest()} if states else {}
+
+
+def digest_items(dataset: Dataset) -> str:
+    """Return the sha256 of all items as hex."""
+    digest = hashlib.sha256()
+    for item in dataset.items:
+        parts = [item.item_id, item.title, item.text, sorted(item.labels.items()), sorted(item.numbers.items())]
+        if item.media:
+            parts.append(sorted(item.media.items()))
+        digest.update(json.dumps(parts, ensure_ascii=True).encode())
+    return digest.hexdigest()

@@ -14,7 +14,7 @@ from cluster.errors import OperatorError
 from cluster.publish import canary, folded, publish
 from cluster.stack import online
 from cluster.workspace import Workspace
-from models.hub import resolve
+from models.hub import resolve, resolve_generator
 from models.media.layout import Layout
 from models.progress import Progress
 from models.releases import Release
@@ -135,7 +135,7 @@ def _text_ranker(settings: Settings, workspace: Workspace) -> tuple[str, Callabl
     if of.text_uri is None or (of.backend != "text" and not of.cascade.candidates):
         return None
     uri = of.text_uri
-    return uri, lambda: resolve(uri, cache=workspace.models)
+    return uri, lambda: resolve_generator(uri, cache=workspace.models)
 
 
 def _check_dimension(settings: Settings, workspace: Workspace, release: Release) -> None:

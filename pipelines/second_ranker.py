@@ -74,7 +74,7 @@ def take_second_ranker(
                 )
                 found = bundle.engine.retrieve(wide)
                 scores = ranker.score(wide, found)
-                if cascade:
+                if cascade and ranking.cascade.asks(wide):
                     best = best_of(scores, ranking.cascade.candidates)
                     again = second.score(wide, found.take(best))
                     scores = blended(scores, best, again, weight=ranking.cascade.weight)

@@ -63,6 +63,8 @@ class ModelRanker:
         if second is None or bundle.ranking is None:
             return first
         of = bundle.ranking.cascade
+        if not of.asks(query):
+            return first
         best = best_of(first.values, of.candidates)
         if not len(best):
             return first

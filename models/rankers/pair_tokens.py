@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.catalog import ItemCatalog
-from models.rankers.pairs import Ids, PairTemplate, longest_first, pair_template
+from models.rankers.pairs import Ids, PairTemplate, longest_first
 
 Ints = npt.NDArray[np.int64]
 Pair = tuple[Ids, Ids]
@@ -35,13 +35,25 @@ class Text:
 class PairTokens:
     """Makes the pairs of one catalog. Safe between threads: the cache only ever gains equal entries."""
 
-    def __init__(self, tokenizer: Any, catalog: ItemCatalog, *, max_tokens: int, cached_items: int) -> None:
-        """Pairs have at most `max_tokens`. Raises ValueError when the tokenizer joins texts in an unknown way."""
-        self.template: PairTemplate = pair_template(tokenizer)
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: PairTemplate,
+        catalog: ItemCatalog,
+        *,
+        max_tokens: int,
+        cached_items: int,
+        split_special: bool = False,
+    ) -> None:
+        """Pairs are joined by `template` and have at most `max_tokens`, or one token of text where that is too few.
+
+        With `split_special` a text that spells a special token gets its letters and not that token.
+        """
+        self.template = template
         self._room = max(1, max_tokens - self.template.extra)
         self._tokenizer, self._catalog = tokenizer, catalog
         self._pad = int(tokenizer.pad_token_id or 0)
-        self._cached_items = cached_items
+        self._cached_items, self._split_special = cached_items, split_special
         self._items: dict[int, Text] = {}
         self._lock = threading.Lock()
 
@@ -77,5 +89,11 @@ class PairTokens:
     def _encode(self, texts: list[str]) -> list[Text]:
         cut = [t[: self._room * _CHARS_PER_TOKEN] for t in texts]
         with self._lock:  # a fast tokenizer keeps whether it truncates as state
-            encoded = self._tokenizer(cut, add_special_tokens=False, truncation=False, verbose=False)
+            encoded = self._tokenizer(
+                cut,
+                add_special_tokens=False,
+                truncation=False,
+                verbose=False,
+                split_special_tokens=self._split_special,
+            )
         return [Text(np.asarray(ids[: self._room], np.int32), len(ids)) for ids in encoded["input_ids"]]

@@ -24,8 +24,9 @@ from models.rankers.choice import fastest_exact
 from models.rankers.compressed import RankerError
 from models.rankers.engines import EngineName, TextEngine, build_engine
 from models.rankers.kept import KeptScores
+from models.rankers.llm import LlmEngine, is_causal, prompt_template
 from models.rankers.pair_tokens import Pair, PairTokens
-from models.rankers.pairs import budget_batches, equal_batches
+from models.rankers.pairs import PairTemplate, budget_batches, equal_batches, pair_template
 from models.rankers.profile_text import profile_text
 from models.retrieval.query import RetrievalQuery
 
@@ -90,17 +91,13 @@ class TextRanker:
 
     score_kind = "rank_only"
 
-    def __init__(self, engine: TextEngine | None, tokenizer: Any, catalog: ItemCatalog, limits: TextLimits) -> None:
-        """Everything is loaded already (see `load`, which gives the engine after its calibration on this catalog)."""
-        try:
-            self._tokens = PairTokens(
-                tokenizer, catalog, max_tokens=limits.max_tokens, cached_items=limits.cached_items
-            )
-        except ValueError as error:
-            raise RankerError(f"the tokenizer of this text ranker cannot be used: {error}") from error
-        if engine is not None:
-            self.engine = engine
-        self._tokenizer, self._catalog, self._limits = tokenizer, catalog, limits
+    def __init__(
+        self, engine: TextEngine, tokenizer: Any, template: PairTemplate, catalog: ItemCatalog, limits: TextLimits
+    ) -> None:
+        """Everything is loaded already (see `load`)."""
+        self.engine = engine
+        self._tokenizer, self._template, self._catalog, self._limits = tokenizer, template, catalog, limits
+        self._tokens = _pair_tokens(tokenizer, template, catalog, limits, chat=engine.name == "llm")
         self._kept = KeptScores(profiles=limits.cached_profiles, scores=limits.cached_scores)
 
     @classmethod
@@ -116,36 +113,30 @@ class TextRanker:
     ) -> TextRanker:
         """Load the model in `folder` (safetensors, nothing from the network, no code from the folder).
 
-        `device` None picks CUDA where torch finds it. `choices` is the folder where `auto` keeps what it measured.
-        `limits` are fields of `TextLimits`.
-        Raises RankerError naming the folder when it is not such a model.
+        A causal language model is asked yes or no (see `llm`), whatever `engine` says; any other is a sequence
+        classifier. `device` None picks CUDA where torch finds it. `choices` is the folder where `auto` keeps what it
+        measured. `limits` are fields of `TextLimits`. Raises RankerError naming the folder when it is neither.
         """
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-        if not (folder / "model.safetensors").exists() and not (folder / "model.safetensors.index.json").exists():
-            raise RankerError(f"{folder.name}: model.safetensors is missing; save the model as safetensors")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                str(folder),
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=dtype,
-                attn_implementation="sdpa",
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise RankerError(f"{folder.name}: not a sequence-classification model: {error}") from error
-        if model.config.num_labels != 1:
-            raise RankerError(f"config.json: {model.config.num_labels} labels; a ranker has exactly one")
-        model = model.eval().to(device)
+        model, tokenizer = _loaded(folder, device)
         bounds = TextLimits(**limits).within(model.config)
-        calibration = cls(None, tokenizer, catalog, bounds)._calibration
+        causal = is_causal(model.config)
         try:
-            if engine == "auto":
+            template = prompt_template(tokenizer) if causal else pair_template(tokenizer)
+        except ValueError as error:
+            raise RankerError(f"the tokenizer of this text ranker cannot be used: {error}") from error
+        tokens = _pair_tokens(tokenizer, template, catalog, bounds, chat=causal)
+
+        def calibration() -> list[dict[str, Tensor]]:
+            return _calibration(catalog, tokens)
+
+        found: TextEngine
+        try:
+            if causal:
+                found = LlmEngine(model, tokenizer, device=device)
+            elif engine == "auto":
                 # How fast an engine is depends on the shape of a model and not on its weights.
                 shape = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
                 found = fastest_exact(model, device, calibration, identity=shape, kept=choices)
@@ -153,14 +144,14 @@ class TextRanker:
                 found = build_engine(engine, model, device, calibration)
         except ValueError as error:
             raise RankerError(f"{folder.name}: {error}") from error
-        return cls(found, tokenizer, catalog, bounds)
+        return cls(found, tokenizer, template, catalog, bounds)
 
     def over(self, catalog: ItemCatalog, *_: object) -> TextRanker:
         """Return the same model over another catalog; what is kept of items and scores starts anew.
 
         It reads nothing else of a release, of which `FusedTextRanker.over` takes more.
         """
-        return TextRanker(self.engine, self._tokenizer, catalog, self._limits)
+        return TextRanker(self.engine, self._tokenizer, self._template, catalog, self._limits)
 
     def score(self, query: RetrievalQuery, candidates: Candidates) -> Floats:
         """See `CrossEncoder.score`: the model's logit; each pair is read alone, whatever its batch."""
@@ -206,22 +197,64 @@ class TextRanker:
             out[batch] = self.engine.logits(*self._tokens.padded([pairs[at] for at in batch], multiple))
         return out
 
-    def _calibration(self) -> list[dict[str, Tensor]]:
-        """Return inputs that look like requests: texts of the catalog after profiles that name other items."""
-        import torch
 
-        rng = np.random.default_rng(0)
-        rows = rng.permutation(len(self._catalog))[:_CALIBRATION_PAIRS].tolist()
-        pairs = []
-        for row in rows:
-            others = rng.integers(0, len(self._catalog), _CALIBRATION_TITLES)
-            words = f"Liked: {'; '.join(self._catalog.title(int(other)) for other in others)}."
-            pairs += self._tokens.of(words, [row])
-        batches = []
-        for at in range(0, len(pairs), 16):
-            tokens, types, mask = (
-                None if a is None else torch.from_numpy(a) for a in self._tokens.padded(pairs[at : at + 16], 1)
-            )
-            named = {"input_ids": tokens, "attention_mask": mask, "token_type_ids": types}
-            batches.append({name: tensor for name, tensor in named.items() if tensor is not None})
-        return batches
+def _pair_tokens(
+    tokenizer: Any, template: PairTemplate, catalog: ItemCatalog, limits: TextLimits, *, chat: bool
+) -> PairTokens:
+    """Return what makes pairs. In a `chat` no text of an item may become a role."""
+    return PairTokens(
+        tokenizer,
+        template,
+        catalog,
+        max_tokens=limits.max_tokens,
+        cached_items=limits.cached_items,
+        split_special=chat,
+    )
+
+
+def _loaded(folder: Path, device: str) -> tuple[Any, Any]:
+    """Return model and tokenizer of a folder: a classifier with one label or a causal model. Raises RankerError."""
+    import torch
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
+
+    if not (folder / "model.safetensors").exists() and not (folder / "model.safetensors.index.json").exists():
+        raise RankerError(f"{folder.name}: model.safetensors is missing; save the model as safetensors")
+    local = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(str(folder), **local)
+        kind = AutoModelForCausalLM if is_causal(config) else AutoModelForSequenceClassification
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), **local)
+        model = kind.from_pretrained(
+            str(folder),
+            **local,
+            use_safetensors=True,
+            dtype=torch.bfloat16 if device.startswith("cuda") else torch.float32,
+            attn_implementation="sdpa",
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RankerError(f"{folder.name}: not a sequence-classification model: {error}") from error
+    if not is_causal(config) and model.config.num_labels != 1:
+        raise RankerError(f"config.json: {model.config.num_labels} labels; a ranker has exactly one")
+    return model.eval().to(device), tokenizer
+
+
+def _calibration(catalog: ItemCatalog, tokens: PairTokens) -> list[dict[str, Tensor]]:
+    """Return inputs that look like requests: texts of the catalog after profiles that name other items."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    pairs = []
+    for row in rng.permutation(len(catalog))[:_CALIBRATION_PAIRS].tolist():
+        others = rng.integers(0, len(catalog), _CALIBRATION_TITLES)
+        pairs += tokens.of(f"Liked: {'; '.join(catalog.title(int(other)) for other in others)}.", [row])
+    batches = []
+    for at in range(0, len(pairs), 16):
+        ids, types, mask = (None if a is None else torch.from_numpy(a) for a in tokens.padded(pairs[at : at + 16], 1))
+        named = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        batches.append({name: tensor for name, tensor in named.items() if tensor is not None})
+    return batches

@@ -67,6 +67,15 @@ async def test_without_time_the_first_ranker_answers_and_says_so(stage_of, make_
     assert not (await stage.score(PATIENT, make_query(), candidates)).shortened
 
 
+async def test_users_with_more_events_than_asked_for_are_ranked_once(stage_of, make_query, make_candidates):
+    stage = stage_of(most_events=2)
+    candidates = make_candidates(range(10))
+    many = await stage.score(PATIENT, make_query(("i1", "i5", "i9")), candidates)
+    few = await stage.score(PATIENT, make_query(("i1", "i5")), candidates)
+    assert np.array_equal(many.values, candidates.scores) and not many.shortened
+    assert not np.array_equal(few.values, candidates.scores)
+
+
 class Held:
     """The text ranker's engine behind a gate."""
 

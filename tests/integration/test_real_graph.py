@@ -190,7 +190,7 @@ def test_a_posted_search_steers_the_next_list_of_its_user_and_of_nobody_else(dep
 
 def test_strangers_who_declare_different_tastes_get_different_lists(deployment: Deployment) -> None:
     lists, catalog = {}, read_dataset(deployment.state / "data" / "movielens-100k").items
-    carriers = {g: {i.item_id for i in catalog if g in i.labels["genres"]} for g in ("Animation", "Film-Noir")}
+    carriers = {g: {i.item_id for i in catalog if g in i.labels.get("genres", ())} for g in ("Animation", "Film-Noir")}
     for genre in ("Animation", "Film-Noir", None):
         user = f"declares-{uuid.uuid4().hex[:8]}"
         if genre is not None:

@@ -97,9 +97,10 @@ def evaluate_dataset(
         asked = (0,) if repeats else tuple(range(seeds))
         questions = {question: driver.ask(question, split, methods, asked) for question, split in splits.items()}
         if validation and repeats:
+            known_by = {name: build for name, build in methods.items() if name in yardsticks or name == MERGED}
             for stretch in STRETCHES[:-1]:  # the last one is `NEW`
                 question, split = named(stretch), split_of(dataset.events, stretch, limit=_EVERYTHING)
-                questions[question] = driver.ask(question, partial(_same, split), methods, asked)
+                questions[question] = driver.ask(question, partial(_same, split), known_by, asked)
         if validation and not repeats and catalog.label_names:
             known, encoder, merged = validation_log(dataset.events), workspace.encoder(), methods[MERGED]
             for question, events in DECLARED.items():

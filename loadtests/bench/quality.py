@@ -142,11 +142,12 @@ def _texts(context: BenchContext, settings: Settings, options: Options) -> None:
 
 def _validated(context: BenchContext, reports: Mapping[str, Report]) -> None:
     """Figures without aims: nothing is claimed from events that weights were tuned on."""
+    reports = {question: report for question, report in reports.items() if report.users}
     for question, report in reports.items():
         file = context.save_array(_label(f"{question} {MERGED}"), report.per_user(MERGED))
         context.target(f"validation_{_name(question)}_ndcg10", "array_mean", file)
     for question in reports:
-        if question.startswith(NEW) and reports[question].users:
+        if question.startswith(NEW):
             best = reports[question].best_of([n for n in SHOP_BASELINES if n in reports[question].methods])
             context.facts[f"{question}_best_baseline"] = best
             _advantage(

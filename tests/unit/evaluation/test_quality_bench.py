@@ -90,6 +90,39 @@ def test_an_ablation_tells_source_by_source_and_by_state_and_validation_reads_no
     assert verify(Path(clean["folder"]), json=True) == 0
 
 
+def tiny_cinema(users: int = 24, each: int = 45, items: int = 60) -> Dataset:
+    """Everyone rates films in an order of their own: those of one of three genres with five, all others with two."""
+    rng = np.random.default_rng(0)
+    films = [rng.permutation(items)[:each] for _ in range(users)]
+    rows = [(f"u{u}", int(n), 5.0 if n % 3 == u % 3 else 2.0) for u, taken in enumerate(films) for n in taken]
+    size = len(rows)
+    log = EventLog(
+        np.array([u for u, _, _ in rows], object), np.array([f"i{n}" for _, n, _ in rows], object),
+        np.full(size, EventType.rating, np.uint8), np.array([v for _, _, v in rows], np.float32),
+        START_MS + np.tile(np.arange(each), users).astype(np.int64) * DAY_MS,
+    ).sorted_by_time()  # fmt: skip
+    return Dataset(
+        "tiny-cinema", [Item(f"i{n}", f"Film {n}", labels={"genre": (f"g{n % 3}",)}) for n in range(items)], log
+    )
+
+
+def test_validation_asks_what_strangers_like_who_declare_it_and_what_that_brings(tmp_path, capsys, monkeypatch) -> None:
+    overrides = [f"cluster.state={tmp_path}", "pipelines.train_ranker=false"]
+    settings = load_settings("local", overrides, environ={})
+    write_dataset(tiny_cinema(), Workspace(settings).dataset_folder("tiny-cinema"))
+    monkeypatch.setattr(Workspace, "encoder", lambda self, **_: HashEncoder())
+    options = {"dataset": "tiny-cinema", "seeds": 1, "validation": True}
+    run_bench("quality", state=tmp_path, json=True, options=options, settings=settings.model_dump(mode="json"))
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    targets = result["targets"]
+    assert {"validation_next_item_ndcg10", "validation_declared_ndcg10", "validation_declared_gain"} < set(targets)
+    assert targets["validation_declared_gain"]["value"] > 0.05 and targets["validation_declared_gain"]["n"] > 5
+    assert targets["validation_declared_gain_lower"]["value"] < targets["validation_declared_gain"]["value"]
+    assert targets["validation_declared__1_4_events_gain"]["n"] == targets["validation_declared_gain"]["n"]
+    assert all(target["target"] is None for target in targets.values())
+    assert verify(Path(result["folder"]), json=True) == 0
+
+
 @pytest.mark.parametrize(("dataset", "env"), _SUITED.items())
 def test_an_environment_that_suits_a_data_set_is_one_of_ours_and_means_that_data_set(dataset: str, env: str) -> None:
     assert dataset in IMPORTERS

@@ -29,6 +29,7 @@ from models.explain.interests import Interests, genre_shares, interests_of
 from models.explain.positives import positives_of
 from models.explain.summary_book import SummaryBook
 from models.store.cache_store import RedisCache
+from models.store.port import StoreError
 from pipelines.embedding.runners import quiet_ray_data
 from pipelines.evaluation.protocol import drop_last
 from pipelines.interests import Summary, SummaryOptions, summaries
@@ -46,8 +47,10 @@ def write_summaries(
     """Write the summaries of the `users` most active users to `out` (columns user, summary, source); return counts.
 
     They are also kept in the cache store of a running deployment that reads them, for `summaries_ttl_s`.
-    Raises OperatorError without a release. Effect: `out` appears whole or not at all.
+    Raises OperatorError without a release, or where `out` has no folder. Effect: `out` appears whole or not at all.
     """
+    if not out.parent.is_dir():
+        raise OperatorError(f"{out.parent} is no folder: make it first, summaries take minutes to write")
     bundle, dataset = latest_release(settings)
     events = drop_last(dataset.events, HELD_OUT, tie_seed=0) if before_test else dataset.events
     facts = facts_of(events, bundle.catalog, most_active(events, users))
@@ -60,7 +63,7 @@ def write_summaries(
             rows += batch
             progress("summaries", len(rows), len(facts))
     save_summaries(out, rows, dataset=dataset.name, before_test=before_test)
-    kept = 0 if before_test else asyncio.run(_kept(settings, rows))
+    kept = 0 if before_test else asyncio.run(_kept(settings, rows, say))
     if kept:
         say(f"{kept} kept for the running deployment")
     return {
@@ -71,20 +74,26 @@ def write_summaries(
     }
 
 
-async def _kept(settings: Settings, rows: Sequence[Summary]) -> int:
+async def _kept(settings: Settings, rows: Sequence[Summary], say: Say) -> int:
     """Put the summaries where the running deployment reads them; returns how many, 0 where it does not."""
     ttl_s = settings.serve.reason_cache.summaries_ttl_s
+    if ttl_s <= 0 or not running(settings):
+        return 0
     os.environ.update(Workspace(settings).secrets())
-    if ttl_s <= 0 or CACHE_URL not in os.environ or not running(settings):
+    if CACHE_URL not in os.environ:
         return 0
     store = RedisCache(os.environ[CACHE_URL], timeout_s=2.0)
-    book, wanted = SummaryBook(store, ttl_s=ttl_s), [(user, text) for user, text, _ in rows if text]
+    book, kept = SummaryBook(store, ttl_s=ttl_s), 0
     try:
-        for user, text in wanted:
-            await book.keep(DEFAULT_TENANT, user, text)
+        for user, text, _ in rows:
+            if text:
+                await book.keep(DEFAULT_TENANT, user, text)
+                kept += 1
+    except StoreError as error:
+        say(f"the cache store took {kept} and failed ({error}); the file is whole")
     finally:
         await store.close()
-    return len(wanted)
+    return kept
 
 
 def facts_of(events: EventLog, catalog: ItemCatalog, user_ids: list[str]) -> dict[str, Interests]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from cluster.ledger import Ledger
@@ -32,6 +33,7 @@ PORTS = {
     "cluster.haproxy.replica_port_min": 31100,
     "cluster.haproxy.replica_port_max": 31200,
 }
+EVERYTHING_ON = ("serve.reason_cache.summaries_ttl_s=3600",)
 QUICK_TRAINING = ("pipelines.training.epochs=0", "pipelines.training.train_positions=3")
 
 
@@ -98,7 +100,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         "cluster.artifacts_url": shared / "test-artifacts",
     }
     settings = [w for name, value in wanted.items() for w in ("--set", f"{name}={value}")]
-    settings += [w for override in QUICK_TRAINING for w in ("--set", override)]
+    settings += [w for override in (*QUICK_TRAINING, *EVERYTHING_ON) for w in ("--set", override)]
     # Prepared from elsewhere, as an operator would; started from the hostile folder, with `python -P` off our path.
     prepared = Deployment(state, REPO, settings)
     for words in (("import", "movielens-100k"), ("build",)):
@@ -381,6 +383,23 @@ def test_a_stream_ends_properly_when_the_engine_is_killed_and_the_model_comes_ba
         sources = {item["reason_source"] for item in answer.json()["items"]}
         time.sleep(1.0)
     assert "llm" in sources, "the engine was not started again"
+
+
+def test_what_was_written_ahead_is_ready_when_it_is_asked_for(deployment: Deployment) -> None:
+    file = deployment.state.parent / "summaries.parquet"
+    done = deployment.run("explain", "--summaries", str(file), "--users", "3", "--json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1])["kept"] == 3
+    for row in pq.read_table(file).to_pylist():
+        asked = {"user_id": row["user"]}
+        shown = httpx.post(f"{deployment.url}/v1/users:profile", json=asked, timeout=30).json()
+        assert row["summary"] and str(shown["summary"]).startswith(row["summary"])
+    done = deployment.run("explain", "--warm", "--users", "1", "--most", "10", "--json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    user = pq.read_table(file)["user"][0].as_py()
+    answer = deployment.recommend(user_id=user, k=10, explain=True, deadline_ms=5000, reasons_deadline_ms=0)
+    # Live statistics may have changed what is said of some items since; none is written while the list waits.
+    assert [item["reason_source"] for item in answer.json()["items"]].count("cache") >= 5
 
 
 def test_down_cleans_up_after_a_killed_driver_and_a_new_start_works(deployment: Deployment) -> None:

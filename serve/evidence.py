@@ -1,6 +1,6 @@
 """Evidence for a slate: what may be said about each chosen item, from the pinned release and the user's events.
 
-Runs in an executor of the ingress (about a millisecond for ten items). Knows nothing of engines or HTTP.
+Runs in an executor of the ingress (some 4 ms for ten items on a slow core). Knows nothing of engines or HTTP.
 """
 
 from __future__ import annotations

@@ -371,7 +371,7 @@ def test_a_stream_ends_properly_when_the_engine_is_killed_and_the_model_comes_ba
     assert [name for name, _ in got] == ["items", *["reason"] * 20, "done"]
     reasons = [data for name, data in got if name == "reason"]
     assert len({data["item_id"] for data in reasons}) == 20 and all(data["reason"] for data in reasons)
-    assert reasons[0]["reason_source"] == "llm" and reasons[-1]["reason_source"] == "template"
+    assert reasons[0]["reason_source"] in ("llm", "cache") and reasons[-1]["reason_source"] == "template"
     answer = deployment.recommend(user_id="1", k=5, explain=True, deadline_ms=5000, reasons_deadline_ms=2000)
     assert answer.status_code == 200
     assert all(i["reason"] for i in answer.json()["items"])

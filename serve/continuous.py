@@ -29,7 +29,7 @@ from serve.errors import DeadlineExceeded, DependencyError, OverloadError, Recom
 Values = npt.NDArray[np.float32]
 Dropped = Literal["expired", "cancelled"]
 
-STEP_TOKENS = 4096
+STEP_TOKENS = 1024
 MAX_WAITING = 256
 _GUESS = 64
 """Tokens that a candidate is taken for until its request has been taken apart."""

@@ -162,8 +162,9 @@ class ServeSettings(_Section):
     """Stage 3."""
     ranker: DeploymentSettings = DeploymentSettings()
     """Stage 4."""
-    rank_step_tokens: int = Field(4096, ge=256, le=1_000_000)
-    """Tokens of text that a ranker replica computes in one step: an urgent request waits for no more than that."""
+    rank_step_tokens: int = Field(1024, ge=256, le=1_000_000)
+    """Tokens of text that a ranker replica computes in one step: an urgent request waits for no more than that.
+    A tenth of a second on a CPU; a GPU takes more."""
     explainer: DeploymentSettings = DeploymentSettings(max_ongoing_requests=64)
     """Stage 5."""
     items: ItemSettings = ItemSettings()

@@ -93,7 +93,9 @@ class PackedBertEngine:
     def __init__(self, model: Any, *, bfloat16: bool = False) -> None:
         import torch
 
-        self.name, self.length_multiple = ("bf16", 8) if bfloat16 else ("packed", 1)
+        self.name = "bf16" if bfloat16 else "packed"
+        # Little padding, and batches without any need no mask.
+        self.length_multiple = 8
         self._dtype = torch.bfloat16 if bfloat16 else torch.float32
         bert, self._classifier = model.bert, model.classifier
         self._embeddings, self._pooler = bert.embeddings, bert.pooler.dense

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 
 _CALIBRATION_PAIRS, _CALIBRATION_TITLES = 64, 4
+_GPU_BATCH_TOKENS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,8 @@ class TextLimits:
 
     max_tokens: int = 224
     """Of a pair; longer texts are cut, the longer one first."""
-    batch_tokens: int = 4096
-    """Of the pairs that an engine computes together, padding included."""
+    batch_tokens: int = 1024
+    """Of the pairs that an engine computes together, padding included. More does not fit the caches of a CPU core."""
     cached_items: int = 100_000
     """Items whose tokens are kept."""
     cached_profiles: int = 512
@@ -121,7 +122,8 @@ class TextRanker:
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model, tokenizer = _loaded(folder, device)
-        bounds = TextLimits(**limits).within(model.config)
+        usual = {"batch_tokens": _GPU_BATCH_TOKENS} if device.startswith("cuda") else {}
+        bounds = TextLimits(**{**usual, **limits}).within(model.config)
         causal = is_causal(model.config)
         try:
             template = prompt_template(tokenizer) if causal else pair_template(tokenizer)

@@ -11,6 +11,7 @@ from models.bundle import SECOND_RANKER, load_bundle
 from models.catalog import Item
 from models.encoder import HashEncoder
 from models.events import EventLog, EventType
+from models.items.live import LiveItems
 from models.rankers.compressed import CompressedRanker
 from models.rankers.settings import CascadeSettings, RankerSettings
 from models.rankers.text import TextRanker
@@ -87,6 +88,21 @@ def test_the_text_back_end_is_copied_judged_and_served_only_when_it_is_not_below
     assert np.isfinite(bundle.ranker.score(query, bundle.engine.retrieve(query))).all()
     again = build()
     assert all(s.reused for s in again.steps) and fetched == [1]
+    # Items that change while it is served cost no second model, and their texts are read anew.
+    grown = bundle.with_items(LiveItems(bundle.item_sequence))
+    assert grown.ranker is not bundle.ranker and grown.ranker.engine is bundle.ranker.engine
+    # What was fastest here is kept on this node, outside the artifact.
+    assert list(artifacts.node.glob("*.json")) and sorted(p.name for p in Path(bundle.folders["ranker"]).iterdir()) == [
+        "config.json",
+        "manifest.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    named = load_bundle(
+        artifacts, release, settings=RetrievalSettings(), ranking=RankerSettings(compute="transformers")
+    )
+    assert isinstance(named.ranker, TextRanker) and named.ranker.engine.name == "transformers"
 
 
 def test_a_cascade_is_judged_against_its_first_ranker_and_loads_behind_it(tmp_path: Path) -> None:

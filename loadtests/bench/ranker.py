@@ -24,7 +24,7 @@ from cluster.workspace import Workspace
 from loadtests import stats
 from loadtests.bench.harness import BenchContext
 from loadtests.bench.measures import measure
-from loadtests.bench.ranker_text import LIST, Asked, compare
+from loadtests.bench.ranker_text import LIST, Asked, Judged, compare, judge
 from loadtests.bench.targets import Aim
 from loadtests.schedule import LoadError
 from loadtests.stats import Estimate
@@ -55,6 +55,10 @@ class Options(BaseModel):
     """Text pairs per round and engine."""
     text: bool = True
     """Whether to measure the text ranker too."""
+    model: str | None = None
+    """Folder of a trained cross-encoder with one label; with it, what `bf16` and `int8` lose in NDCG is measured."""
+    lists: int = Field(200, ge=20, le=5000)
+    """Lists that hold the item which came next, for that loss; the release's users and its retrieval make them."""
     texts: str | None = None
     """Imported data set whose users and items make the text pairs; none takes the release's."""
 
@@ -100,7 +104,13 @@ def bench(context: BenchContext) -> None:
             if options.texts is not None:
                 catalog, some = _strangers(workspace.dataset(options.texts), options)
             context.facts["texts"] = options.texts or dataset.name
-            compare(context, workspace.encoder_folder(), catalog, some[: max(1, options.pairs // LIST)])
+            few = some[: max(1, options.pairs // LIST)]
+            if options.model is None:
+                compare(context, workspace.encoder_folder(), catalog, few)
+            else:
+                model = Path(options.model)
+                compare(context, model, catalog, few, trained=True)
+                judge(context, model, bundle.catalog, _taken(bundle, dataset.events, options.lists))
 
 
 def _requests(bundle: ReleaseBundle, events: Any, count: int) -> Asked:
@@ -117,6 +127,23 @@ def _requests(bundle: ReleaseBundle, events: Any, count: int) -> Asked:
     if not asked:
         raise LoadError("no user of this data set has a hundred candidates left")
     return asked
+
+
+def _taken(bundle: ReleaseBundle, events: Any, count: int) -> Judged:
+    """Return users' last events as requests whose best candidates hold what came next, and its position there."""
+    judged: Judged = []
+    for history in histories(events):
+        if len(judged) == count:
+            break
+        query = RetrievalQuery(n=100, now_ms=int(history.timestamps_ms[-1]), user=history.before(len(history) - 1))
+        found = bundle.engine.retrieve(query)
+        best = found.take(np.arange(min(LIST, len(found))))
+        at = np.flatnonzero(best.rows == bundle.catalog.rows([str(history.item_ids[-1])])[0])
+        if len(at):
+            judged.append((query, best, int(at[0])))
+    if not judged:
+        raise LoadError("no list of this release holds the item that came next: nothing to judge an engine by")
+    return judged
 
 
 def _strangers(dataset: Dataset, options: Options) -> tuple[ItemCatalog, Asked]:

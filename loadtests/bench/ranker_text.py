@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from loadtests.bench.harness import BenchContext
 from loadtests.bench.targets import Aim
@@ -24,24 +25,31 @@ from models.rankers.profile_text import profile_text
 from models.rankers.text import TextRanker
 from models.retrieval.query import RetrievalQuery
 
+Floats = npt.NDArray[np.float32]
 Asked = list[tuple[RetrievalQuery, Candidates]]
+Judged = list[tuple[RetrievalQuery, Candidates, int]]
+"""Requests with the position of the item that came next."""
 LIST = 24
 """Candidates of a request."""
 LIMITS = {64: 1.6, 128: 1.8}
 """Token limits, and what is wanted there over the library."""
 
+MOST_LOSS = 0.003
+"""What an engine may lose in NDCG@10, at the upper end of the interval."""
+
 _LIBRARY = "library"
 _HEAD_SCALE = 0.2
 
 
-def compare(context: BenchContext, encoder: Path, catalog: ItemCatalog, asked: Asked) -> None:
+def compare(context: BenchContext, encoder: Path, catalog: ItemCatalog, asked: Asked, *, trained: bool = False) -> None:
     """Time each engine on the same pairs; a speed-up is its pairs/s over the library's, round by round.
 
     `text_speedup` is that of the engine which computes products in bfloat16, as a GPU does, where this CPU has them,
-    else of the fastest exact one; `text_exact_speedup` is that of the exact engine that `auto` chose.
+    else of the fastest exact one; `text_exact_speedup` is that of the exact engine that `auto` chose. `encoder` is the
+    model itself where it is `trained`, else it gets a fresh head.
     """
     with tempfile.TemporaryDirectory() as folder:
-        model = _fresh_cross_encoder(encoder, Path(folder))
+        model = encoder if trained else _fresh_cross_encoder(encoder, Path(folder))
         auto = TextRanker.load(model, catalog, device="cpu")
         names = _engines(model)
         published = "bf16" if "bf16" in names else auto.engine.name
@@ -65,8 +73,33 @@ def compare(context: BenchContext, encoder: Path, catalog: ItemCatalog, asked: A
         "text_engine": published,
         "text_auto": auto.engine.name,
         "text_exact": [name for name in names if name in EXACT],
-        "text_weights": "the release's encoder under a fresh head: times do not depend on weights",
+        "text_weights": "trained" if trained else "the release's encoder under a fresh head: times depend on no weight",
     }
+
+
+def judge(context: BenchContext, model: Path, catalog: ItemCatalog, judged: Judged) -> None:
+    """Hold the engines that are not exact against float32 by NDCG@10 over the same lists."""
+    limit = max(LIMITS)
+
+    def scores(name: EngineName) -> list[Floats]:
+        ranker = TextRanker.load(model, catalog, device="cpu", engine=name, max_tokens=limit, cached_profiles=0)
+        return [ranker.score(query, found) for query, found, _ in judged]
+
+    places = [at for _, _, at in judged]
+    exact = scores("packed")
+    context.target("text_exact_ndcg10", "array_mean", context.save_array("ndcg-exact", ndcg(exact, places)))
+    for name in (one for one in _engines(model) if one in NAMED):
+        lost = ndcg(exact, places) - ndcg(scores(name), places)
+        kept = context.save_array(f"ndcg-loss-{name}", lost)
+        aim = Aim(at_most=MOST_LOSS, on="ci95")
+        context.target(f"text_{name}_ndcg_loss", "array_mean", kept, aim=aim)
+    context.facts["text_judged_lists"] = len(judged)
+
+
+def ndcg(scores: Sequence[Floats], places: Sequence[int], *, k: int = 10) -> npt.NDArray[np.float64]:
+    """Return NDCG@k per list, where one item is right: that at its place. Ties count against it."""
+    ranks = np.array([np.sum(one >= one[at]) - 1 for one, at in zip(scores, places, strict=True)])
+    return np.where(ranks < k, 1.0 / np.log2(ranks + 2.0), 0.0)
 
 
 def _engines(model: Path) -> list[EngineName]:

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from loadtests.bench.ranker import queue_ratio
+from loadtests.bench.ranker_text import ndcg
 
 
 @pytest.fixture
@@ -34,3 +35,10 @@ def test_calls_that_wait_longer_are_slower_than_the_queue_by_that_much(samples):
     found = queue_ratio(samples([8.0] * 30 + [24.0] * 10), calls="calls", service="service", callers=4)
     assert found.value == pytest.approx(3.0)
     assert np.isfinite(found.value)
+
+
+def test_ndcg_reads_the_place_of_the_one_right_item_and_ties_count_against_it():
+    lists = [np.array([0.9, 0.1, 0.5], np.float32), np.array([0.9, 0.1, 0.5], np.float32), np.zeros(12, np.float32)]
+    assert ndcg(lists, [0, 1, 3]).tolist() == pytest.approx([1.0, 0.5, 0.0])
+    assert ndcg([np.array([0.5, 0.5, 0.1], np.float32)], [0]).tolist() == pytest.approx([1 / np.log2(3)])
+    assert ndcg(lists[:1], [1], k=2).tolist() == [0.0]

@@ -1,5 +1,7 @@
 """The engines of the text ranker beside `sentence_transformers.CrossEncoder.predict`: one table of all of them.
 
+`text_float32_ceiling` is what the products alone would reach on this CPU, however the rest is computed.
+
 The very same pairs, weights, token limit and threads, kept scores off. Every engine that this machine can run is an
 arm; exact ones compute the library's scores, the others are also held against float32 by how they order. Called by the
 benchmark `ranker`.
@@ -21,6 +23,7 @@ from loadtests.bench.targets import Aim
 from models.candidates import Candidates
 from models.catalog import ItemCatalog
 from models.rankers.engines import EXACT, NAMED, EngineName, available
+from models.rankers.packed import PackedBertEngine
 from models.rankers.profile_text import profile_text
 from models.rankers.text import TextRanker
 from models.retrieval.query import RetrievalQuery
@@ -37,8 +40,9 @@ LIMITS = {64: 1.6, 128: 1.8}
 MOST_LOSS = 0.003
 """What an engine may lose in NDCG@10, at the upper end of the interval."""
 
-_LIBRARY = "library"
+_LIBRARY, _CEILING = "library", "products"
 _HEAD_SCALE = 0.2
+_CEILING_PAIRS = 12
 
 
 def compare(context: BenchContext, encoder: Path, catalog: ItemCatalog, asked: Asked, *, trained: bool = False) -> None:
@@ -57,11 +61,14 @@ def compare(context: BenchContext, encoder: Path, catalog: ItemCatalog, asked: A
             arms = {_LIBRARY: _library(model, catalog, asked, limit)}
             for name in names:
                 arms[name] = _ours(model, catalog, asked, limit, name)
+            arms |= _ceiling(model, catalog, asked, limit) if "packed" in names else {}
             raw = context.interleave(f"text-{limit}", arms, max_s=300.0)
             for name in (_LIBRARY, *names):
                 context.target(f"text_{name}_pairs_per_s_{limit}", "arm", raw, name=name)
             for name in names:
                 context.target(f"text_{name}_speedup_{limit}", "paired_ratio", raw, over=name, under=_LIBRARY)
+            if _CEILING in arms:
+                context.target(f"text_float32_ceiling_{limit}", "paired_ratio", raw, over=_CEILING, under=_LIBRARY)
             for name in (one for one in names if one in NAMED):
                 kept = _agreement(context, model, catalog, asked, limit, name)
                 context.target(f"text_{name}_agreement_{limit}", "array_mean", kept)
@@ -136,6 +143,24 @@ def _library(model: Path, catalog: ItemCatalog, asked: Asked, limit: int) -> Cal
         return len(pairs) / (time.perf_counter() - began)
 
     return arm
+
+
+def _ceiling(model: Path, catalog: ItemCatalog, asked: Asked, limit: int) -> dict[str, Callable[[], float]]:
+    """Return an arm that computes the float32 products of the very same tokens, without padding, and nothing else."""
+    ranker = TextRanker.load(model, catalog, device="cpu", engine="packed", max_tokens=limit)
+    engine = ranker.engine
+    assert isinstance(engine, PackedBertEngine)
+    tokens = [ranker.lengths(query, found.rows.tolist()) for query, found in asked]
+    count = sum(map(len, tokens))
+
+    def arm() -> float:
+        began = time.perf_counter()
+        for lengths in tokens:
+            for at in range(0, len(lengths), _CEILING_PAIRS):
+                engine.products(sum(lengths[at : at + _CEILING_PAIRS]))
+        return count / (time.perf_counter() - began)
+
+    return {_CEILING: arm}
 
 
 def _agreement(

@@ -162,6 +162,10 @@ class TextRanker:
             self.advance([task], tokens=task.left)
         return task.scores()
 
+    def lengths(self, query: RetrievalQuery, rows: Sequence[int]) -> list[int]:
+        """Return how many tokens each pair has."""
+        return [len(ids) for ids, _ in self._tokens.of(profile_text(query, self._catalog), rows)]
+
     def take_apart(self, query: RetrievalQuery, candidates: Candidates) -> TextTask:
         """See `DivisibleRanker.take_apart`. What is kept of this profile needs no computing."""
         words = profile_text(query, self._catalog)

@@ -1,7 +1,8 @@
 """Scores kept for profiles that ask again: an event that changes nothing in a profile's words changes no score.
 
-Keyed by profile and item row; one instance belongs to one model over one catalog. Bounded in profiles and in scores,
-least recently asked profiles out first. Safe between threads. Called by rankers whose pairs are dear.
+Keyed by profile and by the text of an item; one instance belongs to one model, whatever the catalog. Bounded in
+profiles and in scores, least recently asked profiles out first. Safe between threads. Called by rankers whose pairs
+are dear.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from collections.abc import Mapping
 
 
 class KeptScores:
-    """Scores by (profile, row)."""
+    """Scores by profile and whatever names an item's text."""
 
     def __init__(self, *, profiles: int, scores: int) -> None:
         """Keep at most that many of both; with `profiles` 0 nothing is kept."""
         self._profiles, self._limit = profiles, scores
-        self._kept: OrderedDict[bytes, dict[int, float]] = OrderedDict()
+        self._kept: OrderedDict[bytes, dict[bytes, float]] = OrderedDict()
         self._count = 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self._count
 
-    def of(self, profile: str) -> dict[int, float]:
+    def of(self, profile: str) -> dict[bytes, float]:
         """Return a copy of what is kept of `profile`, which becomes the last to be forgotten."""
         key = _key(profile)
         with self._lock:
@@ -35,8 +36,8 @@ class KeptScores:
             self._kept.move_to_end(key)
             return dict(known)
 
-    def keep(self, profile: str, scores: Mapping[int, float]) -> None:
-        """Add `scores` by row, and forget the oldest profiles where there are too many of either."""
+    def keep(self, profile: str, scores: Mapping[bytes, float]) -> None:
+        """Add `scores` by key, and forget the oldest profiles where there are too many of either."""
         if self._profiles == 0 or not scores:
             return
         key = _key(profile)

@@ -1,12 +1,14 @@
-"""Texts as token pairs: items tokenised once per catalog, a profile once per request, both joined and padded.
+"""Texts as token pairs: an item's text is tokenised once, a profile once per request, both are joined and padded.
 
 Knows nothing of models. Called by the text ranker.
 """
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,8 @@ from models.rankers.pairs import Ids, PairTemplate, longest_first
 Ints = npt.NDArray[np.int64]
 Pair = tuple[Ids, Ids]
 """Token ids and token types of one pair, equally long."""
+TextKey = bytes
+"""Names an item's text: the same in every catalog, and another one when an item's text changes."""
 
 _CHARS_PER_TOKEN = 16
 """Texts are cut to this many characters per wanted token before tokenising: 50 kB cost no more than 2 kB."""
@@ -54,8 +58,18 @@ class PairTokens:
         self._tokenizer, self._catalog = tokenizer, catalog
         self._pad = int(tokenizer.pad_token_id or 0)
         self._cached_items, self._split_special = cached_items, split_special
-        self._items: dict[int, Text] = {}
+        self._items: dict[TextKey, Text] = {}
         self._lock = threading.Lock()
+
+    def over(self, catalog: ItemCatalog) -> PairTokens:
+        """Return the same over another catalog; texts that both have are not tokenised again."""
+        other = copy(self)
+        other._catalog = catalog
+        return other
+
+    def keys(self, rows: Sequence[int]) -> list[TextKey]:
+        """Return the key of each row's text."""
+        return [_key(self._catalog.document(row)) for row in rows]
 
     def of(self, profile: str, rows: Sequence[int]) -> list[Pair]:
         """Return the pair of `profile` with the text of each row."""
@@ -76,11 +90,11 @@ class PairTokens:
         if len(items) > self._cached_items:
             # Starting over costs one tokenisation per item; keeping count of use would cost every request.
             items = self._items = {}
-        missing = [r for r in dict.fromkeys(wanted) if r not in items]
+        texts = {_key(text): text for text in map(self._catalog.document, wanted)}
+        missing = [key for key in texts if key not in items]
         if missing:
-            found = self._encode([self._catalog.document(r) for r in missing])
-            items.update(zip(missing, found, strict=True))
-        return [items[r] for r in wanted]
+            items.update(zip(missing, self._encode([texts[key] for key in missing]), strict=True))
+        return [items[key] for key in self.keys(wanted)]
 
     def _joined(self, profile: Text, item: Text) -> Pair:
         own, theirs = longest_first(profile.length, item.length, self._room)
@@ -97,3 +111,7 @@ class PairTokens:
                 split_special_tokens=self._split_special,
             )
         return [Text(np.asarray(ids[: self._room], np.int32), len(ids)) for ids in encoded["input_ids"]]
+
+
+def _key(text: str) -> TextKey:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

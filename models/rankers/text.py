@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from models.rankers.compressed import RankerError
 from models.rankers.engines import EngineName, TextEngine, build_engine
 from models.rankers.kept import KeptScores
 from models.rankers.llm import LlmEngine, is_causal, prompt_template
-from models.rankers.pair_tokens import Pair, PairTokens
+from models.rankers.pair_tokens import Pair, PairTokens, TextKey
 from models.rankers.pairs import PairTemplate, budget_batches, equal_batches, pair_template
 from models.rankers.profile_text import profile_text
 from models.retrieval.query import RetrievalQuery
@@ -63,28 +64,30 @@ class TextLimits:
 class TextTask:
     """Implements `ScoringTask`: the pairs of one request that have no score yet, the longest first."""
 
-    def __init__(self, words: str, rows: list[int], known: dict[int, float], pairs: dict[int, Pair]) -> None:
+    def __init__(
+        self, words: str, keys: list[TextKey], known: dict[TextKey, float], pairs: dict[TextKey, Pair]
+    ) -> None:
         self.words = words
-        self._rows, self._known = rows, known
+        self._keys, self._known = keys, known
         self._waiting = sorted(pairs.items(), key=lambda one: len(one[1][0]))
         self.left = sum(len(ids) for ids, _ in pairs.values())
 
-    def next_pairs(self, tokens: int, *, least: int) -> list[tuple[int, Pair]]:
-        """Take row and pair of the longest that wait, while they fit in `tokens`, and `least` anyway."""
-        taken: list[tuple[int, Pair]] = []
+    def next_pairs(self, tokens: int, *, least: int) -> list[tuple[TextKey, Pair]]:
+        """Take the longest that wait, while they fit in `tokens`, and `least` anyway."""
+        taken: list[tuple[TextKey, Pair]] = []
         while self._waiting and (len(taken) < least or len(self._waiting[-1][1][0]) <= tokens):
             taken.append(self._waiting.pop())
             tokens -= len(taken[-1][1][0])
         return taken
 
-    def learn(self, scores: dict[int, float], tokens: int) -> None:
+    def learn(self, scores: dict[TextKey, float], tokens: int) -> None:
         """Take the scores of pairs that have so many tokens together."""
         self._known.update(scores)
         self.left -= tokens
 
     def scores(self) -> Floats:
         """See `ScoringTask.scores`."""
-        return np.array([self._known[row] for row in self._rows], np.float32)
+        return np.array([self._known[key] for key in self._keys], np.float32)
 
 
 class TextRanker:
@@ -97,7 +100,7 @@ class TextRanker:
     ) -> None:
         """Everything is loaded already (see `load`)."""
         self.engine = engine
-        self._tokenizer, self._template, self._catalog, self._limits = tokenizer, template, catalog, limits
+        self._catalog, self._limits = catalog, limits
         self._tokens = _pair_tokens(tokenizer, template, catalog, limits, chat=engine.name == "llm")
         self._kept = KeptScores(profiles=limits.cached_profiles, scores=limits.cached_scores)
 
@@ -149,11 +152,13 @@ class TextRanker:
         return cls(found, tokenizer, template, catalog, bounds)
 
     def over(self, catalog: ItemCatalog, *_: object) -> TextRanker:
-        """Return the same model over another catalog; what is kept of items and scores starts anew.
+        """Return the same model over another catalog; what is kept is kept by text, so only new texts cost anything.
 
         It reads nothing else of a release, of which `FusedTextRanker.over` takes more.
         """
-        return TextRanker(self.engine, self._tokenizer, self._template, catalog, self._limits)
+        other = copy(self)
+        other._catalog, other._tokens = catalog, self._tokens.over(catalog)
+        return other
 
     def score(self, query: RetrievalQuery, candidates: Candidates) -> Floats:
         """See `CrossEncoder.score`: the model's logit; each pair is read alone, whatever its batch."""
@@ -170,14 +175,15 @@ class TextRanker:
         """See `DivisibleRanker.take_apart`. What is kept of this profile needs no computing."""
         words = profile_text(query, self._catalog)
         rows = candidates.rows.tolist()
+        keys = self._tokens.keys(rows)
         known = self._kept.of(words)
-        missing = [row for row in dict.fromkeys(rows) if row not in known]
-        pairs = dict(zip(missing, self._tokens.of(words, missing), strict=True)) if missing else {}
-        return TextTask(words, rows, known, pairs)
+        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in known}
+        pairs = zip(missing, self._tokens.of(words, list(missing.values())), strict=True) if missing else ()
+        return TextTask(words, keys, known, dict(pairs))
 
     def advance(self, tasks: Sequence[TextTask], *, tokens: int) -> None:
         """See `DivisibleRanker.advance`."""
-        taken: list[tuple[TextTask, list[tuple[int, Pair]]]] = []
+        taken: list[tuple[TextTask, list[tuple[TextKey, Pair]]]] = []
         for task in tasks:
             mine = task.next_pairs(tokens, least=0 if taken else 1)
             tokens -= sum(len(ids) for _, (ids, _) in mine)
@@ -185,7 +191,7 @@ class TextRanker:
                 taken.append((task, mine))
         scores = iter(self._logits([pair for _, mine in taken for _, pair in mine]).tolist())
         for task, mine in taken:
-            found = {row: next(scores) for row, _ in mine}
+            found = {key: next(scores) for key, _ in mine}
             task.learn(found, sum(len(ids) for _, (ids, _) in mine))
             self._kept.keep(task.words, found)
 

@@ -156,3 +156,32 @@ def test_an_engine_that_cannot_run_the_model_is_refused(folder, catalog):
 
     with pytest.raises(ValueError, match="BERT-like"):
         build_engine("packed", Other, "cpu", list)
+
+
+def test_over_a_catalog_with_changed_texts_only_those_are_computed_again(folder, tmp_path, make_query, make_candidates):
+    def films(*changed):
+        home = tmp_path / f"films{len(changed)}"
+        home.mkdir()
+        texts = ["red" if n in changed else "blue" for n in range(20)]
+        items = [Item(f"i{n}", f"film {n}", text=text) for n, text in enumerate(texts)]
+        write_catalog(items, home / "catalog.arrow")
+        return ItemCatalog(home)
+
+    ranker = TextRanker.load(folder, films(), device="cpu", engine="packed")
+    before = ranker.score(make_query(), make_candidates(range(10)))
+    real, computed = ranker.engine, []
+
+    class Counting:
+        name, length_multiple = "packed", 8
+
+        def logits(self, tokens, types, mask):
+            computed.append(len(tokens))
+            return real.logits(tokens, types, mask)
+
+    ranker.engine = Counting()
+    after = ranker.over(films(3, 7)).score(make_query(), make_candidates(range(10)))
+    assert sum(computed) == 2
+    changed = np.flatnonzero(before != after)
+    assert set(changed.tolist()) == {3, 7}
+    fresh = TextRanker.load(folder, films(3, 7, 99), device="cpu", engine="packed")
+    assert np.abs(fresh.score(make_query(), make_candidates(range(10))) - after).max() <= 1e-4

@@ -59,6 +59,8 @@ class Options(BaseModel):
     """Folder of a trained cross-encoder with one label; with it, what `bf16` and `int8` lose in NDCG is measured."""
     lists: int = Field(200, ge=20, le=5000)
     """Lists that hold the item which came next, for that loss; the release's users and its retrieval make them."""
+    student_layers: int = Field(3, ge=1)
+    """Layers of the student, a model of the same width that `train --kind text --student` would make."""
     texts: str | None = None
     """Imported data set whose users and items make the text pairs; none takes the release's."""
 
@@ -106,10 +108,10 @@ def bench(context: BenchContext) -> None:
             context.facts["texts"] = options.texts or dataset.name
             few = some[: max(1, options.pairs // LIST)]
             if options.model is None:
-                compare(context, workspace.encoder_folder(), catalog, few)
+                compare(context, workspace.encoder_folder(), catalog, few, layers=options.student_layers)
             else:
                 model = Path(options.model)
-                compare(context, model, catalog, few, trained=True)
+                compare(context, model, catalog, few, trained=True, layers=options.student_layers)
                 judge(context, model, bundle.catalog, _taken(bundle, dataset.events, options.lists))
 
 

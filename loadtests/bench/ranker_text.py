@@ -40,33 +40,41 @@ LIMITS = {64: 1.6, 128: 1.8}
 MOST_LOSS = 0.003
 """What an engine may lose in NDCG@10, at the upper end of the interval."""
 
-_LIBRARY, _CEILING = "library", "products"
+_LIBRARY, _CEILING, _STUDENT = "library", "products", "student"
 _HEAD_SCALE = 0.2
 _CEILING_PAIRS = 12
 
 
-def compare(context: BenchContext, encoder: Path, catalog: ItemCatalog, asked: Asked, *, trained: bool = False) -> None:
+def compare(
+    context: BenchContext, encoder: Path, catalog: ItemCatalog, asked: Asked, *, trained: bool = False, layers: int = 3
+) -> None:
     """Time each engine on the same pairs; a speed-up is its pairs/s over the library's, round by round.
 
     `text_speedup` is that of the engine which computes products in bfloat16, as a GPU does, where this CPU has them,
     else of the fastest exact one; `text_exact_speedup` is that of the exact engine that `auto` chose. `encoder` is the
-    model itself where it is `trained`, else it gets a fresh head.
+    model itself where it is `trained`, else it gets a fresh head. `student_speedup` is that of the model cut to so many
+    `layers`, as a distilled one has, on the exact engine that `auto` takes.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as small:
         model = encoder if trained else _fresh_cross_encoder(encoder, Path(folder))
         auto = TextRanker.load(model, catalog, device="cpu")
         names = _engines(model)
         published = "bf16" if "bf16" in names else auto.engine.name
+        student = _student_of(model, Path(small), layers)
         for limit, wanted in LIMITS.items():
             arms = {_LIBRARY: _library(model, catalog, asked, limit)}
             for name in names:
                 arms[name] = _ours(model, catalog, asked, limit, name)
+            arms[_STUDENT] = _ours(student, catalog, asked, limit, "auto")
             arms |= _ceiling(model, catalog, asked, limit) if "packed" in names else {}
             raw = context.interleave(f"text-{limit}", arms, max_s=300.0)
-            for name in (_LIBRARY, *names):
+            for name in (_LIBRARY, *names, _STUDENT):
                 context.target(f"text_{name}_pairs_per_s_{limit}", "arm", raw, name=name)
             for name in names:
                 context.target(f"text_{name}_speedup_{limit}", "paired_ratio", raw, over=name, under=_LIBRARY)
+            # The lower of the two limits is the one that a student is trained on.
+            name, wish = ("student_speedup", Aim(at_least=3.0)) if limit == 64 else (f"student_speedup_{limit}", None)
+            context.target(name, "paired_ratio", raw, over=_STUDENT, under=_LIBRARY, aim=wish)
             if _CEILING in arms:
                 context.target(f"text_float32_ceiling_{limit}", "paired_ratio", raw, over=_CEILING, under=_LIBRARY)
             for name in (one for one in names if one in NAMED):
@@ -126,6 +134,17 @@ def _fresh_cross_encoder(encoder: Path, folder: Path) -> Path:
         model.classifier.weight.data.normal_(0.0, _HEAD_SCALE)
     model.save_pretrained(str(folder))
     AutoTokenizer.from_pretrained(str(encoder), local_files_only=True).save_pretrained(str(folder))
+    return folder
+
+
+def _student_of(model: Path, folder: Path, layers: int) -> Path:
+    """Write the model with fewer layers, as the text training drops them."""
+    from pipelines.training.settings import TextTrainingSettings
+    from pipelines.training.text import load_start
+
+    small, tokenizer = load_start(model, TextTrainingSettings(layers=layers), seed=0)
+    small.to("cpu").save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
     return folder
 
 

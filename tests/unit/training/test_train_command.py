@@ -1,6 +1,7 @@
 """`raycommend train` over a state folder: what is published, what is not, and what it says."""
 
 import json
+import shutil
 import socket
 
 import numpy as np
@@ -9,11 +10,14 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from cluster.config import load_settings
+from cluster.errors import OperatorError
+from cluster.prepare import keep_release
 from cluster.workspace import Workspace
 from models.bundle import load_bundle
 from models.catalog import Item
 from models.encoder import HashEncoder
 from models.events import Event, EventType
+from models.releases import new_release
 from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings
 from models.store.streams import StreamEntry
@@ -182,3 +186,22 @@ def test_a_served_ranker_that_does_not_match_its_manifest_is_refused_and_stays_w
     result, answer = run(place, "train", sets=["pipelines.seed=1"])
     assert result.exit_code == 1 and "ranker.safetensors is truncated or damaged" in answer["error"]
     assert workspace.releases().latest().release_id == first["release"]
+
+
+def test_a_release_whose_ranker_does_not_match_its_manifest_is_not_kept_and_the_old_one_stays(
+    place, make_taste_log, tmp_path
+):
+    workspace = imported(place, make_taste_log(160))
+    _, first = run(place, "train")
+    before = workspace.releases().latest()
+    copy = tmp_path / "copy"
+    shutil.copytree(workspace.artifacts().get(first["ranker"]).path, copy)
+    ref = workspace.artifacts().put("ranker", copy, {"metrics": {"switch_on": True}})
+    weights = workspace.artifacts().get(ref).path / "ranker.safetensors"
+    weights.write_bytes(b"\0" + weights.read_bytes()[1:])
+    changed = new_release({**before.artifacts, "ranker": ref}, dataset="taste")
+    with pytest.raises(OperatorError, match=r"ranker\.safetensors is truncated or damaged"):
+        keep_release(settings_of(place), changed)
+    assert workspace.releases().latest().release_id == before.release_id
+    bundle = load_bundle(workspace.artifacts(), before, settings=RetrievalSettings())
+    assert bundle.ranker.score_kind == "probability"

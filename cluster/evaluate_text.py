@@ -35,7 +35,7 @@ from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings
 from pipelines.dataset import digest_events
 from pipelines.evaluation.ablation import only
-from pipelines.importers.amazon import TEST_MS, VALID_MS
+from pipelines.importers.amazon import TEST_MS, VALID_END_MS, VALID_MS
 from pipelines.makers import key_of
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.settings import TextTrainingSettings
@@ -69,14 +69,11 @@ class _Question:
 
 
 def known_at_test(log: EventLog) -> EventLog:
-    """Return what was known when the test rows began.
+    """Return what the table before the test rows tells.
 
-    That is what the table before tells. The pasts that only test rows tell are left out: those users may have taken a
-    first item after that moment.
+    Pasts that only test rows tell are left out: those users may have taken a first item after the test rows began.
     """
-    at = log.timestamps_ms
-    told = set(log.user_ids[(at >= VALID_MS) & (at < TEST_MS)].tolist())
-    return log.take((at < TEST_MS) & np.fromiter((user in told for user in log.user_ids), bool, len(log)))
+    return log.take(log.timestamps_ms < VALID_END_MS)
 
 
 def evaluate_text(settings: Settings, *, users: int, student: int | None, seed: int, tell: Tell) -> TextEvaluation:
@@ -108,7 +105,7 @@ def evaluate_text(settings: Settings, *, users: int, student: int | None, seed: 
         tell(f"{name}: {len(asked) * DEPTH} pairs")
         ranker = load_ranker(folder, catalog, embeddings, statistics)
         if not isinstance(ranker, FusedTextRanker):
-            raise OperatorError(f"the {name} ranker was not trained to its end: {_metrics(folder).get('reason')}")
+            raise OperatorError(f"{folder}: not what a training wrote; remove it, and it is trained again")
         # Scores of a profile are kept, so that the fused one reads nothing again.
         ndcg[alone] = _gains(asked, [ranker.text.score(q.query, q.candidates) for q in asked])
         ndcg[fused] = _gains(asked, [ranker.score(q.query, q.candidates) for q in asked])
@@ -156,7 +153,7 @@ class _Trainer:
                 self.tell(step)
 
         checkpoint = Checkpoint.under(self.workspace.training, key)
-        train_text_ranker(
+        metrics = train_text_ranker(
             self.train,
             self.catalog,
             self.embeddings,
@@ -169,6 +166,8 @@ class _Trainer:
             checkpoint=checkpoint,
             progress=told,
         )
+        if "steps" not in metrics:
+            raise OperatorError(f"{DATASET}: no text ranker was trained: {metrics['reason']}")
         draft.rename(final)
         checkpoint.clear()
         return final

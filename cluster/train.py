@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from cluster.config import Settings
 from cluster.console import bars, say, stderr
 from cluster.errors import OperatorError
 from cluster.prepare import build_release, embedder_here, keep_release
+from cluster.ray_job import job_ray
 from cluster.workspace import Workspace
 from models.artifacts import Artifact
 from models.consumer.event_log import read_event_log
@@ -85,7 +86,8 @@ def train(settings: Settings, wish: Wish) -> dict[str, Any]:
     checkpoints = _Checkpoints(workspace)
     asked = settings.pipelines.model_copy(update={"train_ranker": True})
     settings = settings.model_copy(update={"pipelines": asked})
-    with _told() as progress:
+    several = wish.kind == "text" and settings.pipelines.text.workers > 1
+    with _told() as progress, job_ray(settings, say=say) if several else nullcontext():
         maker: RankerMaker = _maker(settings, wish, progress, live, served, since, checkpoints)
         embedder = embedder_here(settings)
         report = build_release(settings, data, embedder=embedder, progress=progress, ranker=maker)

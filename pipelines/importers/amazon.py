@@ -28,6 +28,8 @@ VALID_MS = 1_500_000_000_000
 """When the first row of `valid.csv` is said to have happened."""
 TEST_MS = VALID_MS + 10_000 * HOUR_MS
 """When the first row of `test.csv` is said to have happened."""
+VALID_END_MS = VALID_MS + _MOST_ROWS * HOUR_MS
+"""Everything that `valid.csv` tells is before this moment, and nothing that only `test.csv` tells."""
 TABLES = {"valid.csv": VALID_MS, "test.csv": TEST_MS}
 _LICENCE = (
     "Amazon Reviews 2018, Industrial and Scientific, as prepared by MiniOneRec: research use, no formal licence; "

@@ -67,9 +67,9 @@ class TextTrainingSettings(BaseModel):
     """Keep only so many of its layers, evenly spaced; null keeps all."""
     frozen_layers: int = Field(2, ge=0)
     """Lowest layers that stay as they are (with the embeddings): their gradients are never computed."""
-    max_tokens: int = Field(96, ge=16, le=8192)
+    max_tokens: int = Field(64, ge=16, le=8192)
     """Longest pair; of profile and item the longer one is cut first."""
-    steps: int = Field(320, ge=1)
+    steps: int = Field(280, ge=1)
     """Most steps; never more than one pass over the examples."""
     lists_per_step: int = Field(8, ge=1)
     """Examples per step, over all workers."""
@@ -83,9 +83,9 @@ class TextTrainingSettings(BaseModel):
     """Peak step size of the pooler and the classifier, which start from noise."""
     weight_decay: float = Field(0.01, ge=0)
     """AdamW's decay."""
-    list_size: int = Field(50, ge=2, le=1000)
+    list_size: int = Field(30, ge=2, le=1000)
     """Retrieved candidates that it is judged on."""
-    validation_cases: int = Field(100, ge=10)
+    validation_cases: int = Field(70, ge=10)
     """Lists that hold the item taken, of each half: one fits the fusion and calibrates, the other decides."""
     checkpoint_steps: int = Field(40, ge=1)
     """A kill costs at most so many steps."""

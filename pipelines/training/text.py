@@ -9,8 +9,10 @@ evaluation.
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +38,12 @@ from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.examples import Progress, RankingLists
 from pipelines.training.measures import gains, paired_bootstrap
 from pipelines.training.settings import TextTrainingSettings, TrainingSettings
-from pipelines.training.split import Part, TrainingSplit, split_after, split_events
-from pipelines.training.text_cases import TextCase, build_cases, lists_of, with_found
+from pipelines.training.split import Example, Part, TrainingSplit, split_after, split_events
+from pipelines.training.text_cases import TextCase, iter_cases, lists_of, with_found
 from pipelines.training.text_fit import fit_text, prepare
 from pipelines.training.text_fuse import fit_fusion, spread
 from pipelines.training.text_pairs import PairReader
+from pipelines.training.text_workers import Work, fit_on_workers
 from pipelines.training.train import METRICS_FILE, vector_index
 from pipelines.training.verdict import verdict
 
@@ -173,11 +176,22 @@ def _cases(
     split: TrainingSplit, world: _World, settings: TextTrainingSettings, training: TrainingSettings, seed: int
 ) -> tuple[list[TextCase], list[TextCase], list[TextCase]]:
     """Return training cases, and the two halves of the later ones by user."""
-    size, seen = settings.list_size, training.exclude_seen
-    train = build_cases(split.of(Part.train), world.engine, world.catalog, size=size, exclude_seen=seen)
-    later = build_cases(split.of(Part.validate), world.engine, world.catalog, size=size, exclude_seen=seen)
-    halves = ([case for case in later if case.user % 2 == parity] for parity in (0, 1))
-    judge, decide = (with_found(half, settings.validation_cases, seed=seed) for half in halves)
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    def cases(examples: Sequence[Example], most: int) -> Iterator[TextCase]:
+        order = np.random.default_rng(seed).permutation(len(examples))[:most]
+        of = [examples[at] for at in order]
+        return iter_cases(of, world.engine, world.catalog, size=settings.list_size, exclude_seen=training.exclude_seen)
+
+    wanted = settings.steps * settings.lists_per_step
+    later = split.of(Part.validate)
+    # Many tiny matrix products: waking a second BLAS thread costs more than it brings.
+    with threadpool_limits(limits=1, user_api="blas"):
+        train = list(cases(split.of(Part.train), wanted))
+        judge, decide = (
+            with_found(cases([e for e in later if e.user % 2 == half], len(later)), settings.validation_cases)
+            for half in (0, 1)
+        )
     return train, judge, decide
 
 
@@ -192,32 +206,42 @@ def _fit(
     progress: Progress | None,
 ) -> dict[str, Any]:
     began = time.monotonic()
-    model, tokenizer = load_start(origin.start, settings, seed=seed)
-    reader = PairReader(tokenizer, world.catalog, max_tokens=settings.max_tokens)
-    teacher = None if origin.teacher is None else _teacher(origin.teacher, world.catalog)
-    losses = fit_text(
-        model,
-        reader,
-        train,
-        len(world.catalog),
-        settings,
-        seed=seed,
-        teacher=teacher,
-        checkpoint=checkpoint,
-        progress=progress,
-    )
-    model.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
+    if settings.workers > 1:
+        with tempfile.TemporaryDirectory() as place:
+            kept = Path(place) if checkpoint is None else checkpoint.folder
+            work = Work(origin.start, origin.teacher, settings, seed, kept)
+            losses, trained = fit_on_workers(work, train, world.catalog, told=lambda step: _tell(progress, step))
+            shutil.copytree(trained, folder, dirs_exist_ok=True)
+    else:
+        model, tokenizer = load_start(origin.start, settings, seed=seed)
+        losses = fit_text(
+            model,
+            PairReader(tokenizer, world.catalog, max_tokens=settings.max_tokens),
+            train,
+            len(world.catalog),
+            settings,
+            seed=seed,
+            teacher=None if origin.teacher is None else teacher_of(origin.teacher, world.catalog),
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+        model.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
     pairs = len(losses) * settings.lists_per_step * (1 + settings.hard_negatives + settings.random_negatives)
     tenth = max(1, len(losses) // 10)
     return {
         "steps": len(losses),
         "pairs": pairs,
-        "layers": int(model.config.num_hidden_layers),
+        "layers": int(json.loads((folder / "config.json").read_text())["num_hidden_layers"]),
         "first_loss": float(np.mean(losses[:tenth])),
         "last_loss": float(np.mean(losses[-tenth:])),
         "training_s": round(time.monotonic() - began, 1),
     }
+
+
+def _tell(progress: Progress | None, step: str) -> None:
+    if progress is not None:
+        progress(step, 0.0)
 
 
 def load_start(folder: Path, settings: TextTrainingSettings, *, seed: int) -> tuple[Any, Any]:
@@ -247,7 +271,8 @@ def load_start(folder: Path, settings: TextTrainingSettings, *, seed: int) -> tu
     return model.to(device), tokenizer
 
 
-def _teacher(folder: Path, catalog: ItemCatalog) -> Callable[[TextCase, npt.NDArray[np.int32]], Floats]:
+def teacher_of(folder: Path, catalog: ItemCatalog) -> Callable[[TextCase, npt.NDArray[np.int32]], Floats]:
+    """Return what asks the text ranker in `folder` for its logits of catalog rows."""
     body = json.loads((folder / CONFIG_FILE).read_text()) if (folder / CONFIG_FILE).is_file() else {}
     limits: dict[str, Any] = {"max_tokens": int(body["max_tokens"])} if "max_tokens" in body else {}
     ranker = TextRanker.load(folder, catalog, **limits)

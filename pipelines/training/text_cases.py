@@ -6,7 +6,7 @@ cases. Knows nothing of models. Called by the text training and its evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,11 +33,10 @@ class TextCase:
     place: int
 
 
-def build_cases(
-    examples: Sequence[Example], retriever: Retriever, catalog: ItemCatalog, *, size: int, exclude_seen: bool
-) -> list[TextCase]:
-    """Return a case per example whose item the catalog holds, in their order."""
-    cases = []
+def iter_cases(
+    examples: Iterable[Example], retriever: Retriever, catalog: ItemCatalog, *, size: int, exclude_seen: bool
+) -> Iterator[TextCase]:
+    """Yield a case per example whose item the catalog holds, in their order."""
     for example in examples:
         history = example.history
         query = RetrievalQuery(
@@ -50,22 +49,21 @@ def build_cases(
         if taken >= 0:
             found = retriever.retrieve(query)
             at = np.flatnonzero(found.rows == taken)
-            cases.append(TextCase(example.user, query, found, taken, int(at[0]) if len(at) else -1))
-    return cases
+            yield TextCase(example.user, query, found, taken, int(at[0]) if len(at) else -1)
 
 
-def with_found(cases: Sequence[TextCase], most: int, *, seed: int) -> list[TextCase]:
-    """Return as many cases, in a seeded order, as hold `most` whose candidates include what was taken.
+def with_found(cases: Iterable[TextCase], most: int) -> list[TextCase]:
+    """Return as many cases, in their order, as hold `most` whose candidates include what was taken.
 
     Those that miss it come along: they count as 0 for every order, and cost nothing to score.
     """
     kept: list[TextCase] = []
     found = 0
-    for at in np.random.default_rng(seed).permutation(len(cases)):
+    for case in cases:
+        kept.append(case)
+        found += case.place >= 0
         if found == most:
             break
-        kept.append(cases[at])
-        found += cases[at].place >= 0
     return kept
 
 

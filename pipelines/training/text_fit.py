@@ -100,7 +100,7 @@ def fit_text(
             part["lr"] = part["peak"] * _rate(step, steps)
         whole = order[step * settings.lists_per_step : (step + 1) * settings.lists_per_step]
         mine = whole[group.rank :: group.size]
-        loss = _loss(model, reader, [cases[at] for at in mine], items, settings, (seed, step, group.rank), teacher)
+        loss = _loss(model, reader, [(cases[at], (seed, step, int(at))) for at in mine], items, settings, teacher)
         optimiser.zero_grad()
         (loss * (len(mine) * group.size / len(whole))).backward()  # type: ignore[no-untyped-call]
         group.average([p.grad for p in trained if p.grad is not None])
@@ -138,19 +138,18 @@ def prepare(model: Any, settings: TextTrainingSettings) -> None:
 def _loss(
     model: Any,
     reader: PairReader,
-    cases: Sequence[TextCase],
+    cases: Sequence[tuple[TextCase, tuple[int, int, int]]],
     items: int,
     settings: TextTrainingSettings,
-    draw: tuple[int, int, int],
     teacher: Teacher | None,
 ) -> Tensor:
-    """Return the mean listwise loss; the taken item is the first of its list."""
+    """Return the mean listwise loss of cases, each with the seed of its negatives; the taken item is the first."""
     import torch
 
-    rng = np.random.default_rng(draw)
     device = next(model.parameters()).device
     pairs, wanted, width = [], [], 0
-    for case in cases:
+    for case, draw in cases:
+        rng = np.random.default_rng(draw)
         others = negatives(case, items, settings.hard_negatives, settings.random_negatives, rng)
         rows = np.concatenate([[case.taken], others]).astype(np.int32)
         pairs += reader.read(case.query, rows)

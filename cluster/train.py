@@ -7,7 +7,7 @@ is made by the same builder as `build`, which reuses what is unchanged. A traini
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,6 +105,7 @@ def train(settings: Settings, wish: Wish) -> dict[str, Any]:
     if served is not None and made.ref == served.ref:
         outcome, said = UNCHANGED, "the ranker served now was made of the same events and settings"
     elif metrics["switch_on"]:
+        _warn(settings, metrics, compared=served is None or "fused_vs_incumbent" in metrics)
         keep_release(settings, report.release)
         facts["release"] = report.release.release_id
         outcome, said = PUBLISHED, f"release {report.release.release_id}"
@@ -113,6 +114,19 @@ def train(settings: Settings, wish: Wish) -> dict[str, Any]:
     # Only now: a kill before the artifact is kept must not cost the training.
     checkpoints.clear()
     return {"outcome": outcome, "said": said, **facts}
+
+
+def _warn(settings: Settings, metrics: Mapping[str, Any], *, compared: bool) -> None:
+    """Say what the verdict does not cover, before the ranker is published."""
+    if not compared:
+        say("the ranker served now is of another kind or of other vectors: the new one was not compared with it")
+    of = settings.serve.pipeline
+    takes = metrics.get("ms_per_100_candidates", 0.0) * of.candidates / 100
+    if takes > of.rank.budget_ms:
+        say(
+            f"it takes {takes:.0f} ms here for {of.candidates} candidates and serve.pipeline.rank.budget_ms is "
+            f"{of.rank.budget_ms:g}: most answers will keep retrieval order; rank fewer, or serve it on a GPU"
+        )
 
 
 def _maker(

@@ -304,7 +304,10 @@ def _judge(
     scores, stands = score_cases(text, judge, size, missed=missed, told=told("fitting the fusion"))
     fusion = fit_fusion(scores, first, stands)
     (folder / CONFIG_FILE).write_text(json.dumps({**body, "fusion": fusion.to_json()}, indent=1, sort_keys=True))
+    began = time.perf_counter()
     alone, stands = score_cases(text, decide, size, missed=missed, told=told("deciding"))
+    pairs = sum(len(case.candidates) for case, counted in zip(decide, stands, strict=True) if counted)
+    per_100_ms = (time.perf_counter() - began) * 1e5 / max(1, pairs)
     theirs = None
     if incumbent is not None:
         served = load_ranker(incumbent, world.catalog, world.embeddings, world.statistics)
@@ -321,6 +324,7 @@ def _judge(
     return {
         **metrics,
         "text_ndcg10": float(own.mean()),
+        "ms_per_100_candidates": round(per_100_ms, 1),
         "text_vs_retrieval": {"mean": gap.mean, "lower": gap.lower, "upper": gap.upper},
         "calibration_error": error,
     }

@@ -139,8 +139,10 @@ def test_going_on_without_a_ranker_is_one_sentence(place, make_taste_log):
 
 
 def tiny_text(folder):
+    import torch
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
+    torch.manual_seed(0)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "liked", "red", "blue", *(f"g{n}" for n in range(5))]
     folder.mkdir()
     BertTokenizer(vocab={word: at for at, word in enumerate(words)}).save_pretrained(folder)
@@ -156,10 +158,7 @@ def test_a_text_ranker_is_trained_published_loaded_and_distilled_by_the_same_com
     result, first = run(place, "train", "--kind", "text", sets=sets)
     assert first["kind"] == "text" and first["metrics"]["steps"] == 6, result.output
     assert {"text_vs_retrieval", "fused_vs_retrieval", "training_s"} <= set(first["metrics"])
-    assert (result.exit_code, first["outcome"]) in {(0, "published"), (4, "lost")}
-    if first["outcome"] == "lost":
-        assert workspace.releases().latest() is None
-        return
+    assert (result.exit_code, first["outcome"]) == (0, "published"), first["said"]
     bundle = load_bundle(workspace.artifacts(), workspace.releases().latest(), settings=RetrievalSettings())
     query = RetrievalQuery(n=10, now_ms=10**12, seed_items=("i1",))
     assert np.isfinite(bundle.ranker.score(query, bundle.engine.retrieve(query))).all()

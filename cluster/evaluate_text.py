@@ -22,7 +22,7 @@ from cluster.errors import OperatorError
 from cluster.evaluate import embedded
 from cluster.workspace import Workspace
 from models.behaviour.behaviour import fit_behaviour
-from models.behaviour.replay import histories
+from models.behaviour.replay import UserHistory, histories
 from models.behaviour.statistics import Statistics, fit_statistics
 from models.candidates import Candidates, Source
 from models.catalog import ItemCatalog
@@ -79,6 +79,7 @@ def known_at_test(log: EventLog) -> EventLog:
 def evaluate_text(settings: Settings, *, users: int, student: int | None, seed: int, tell: Tell) -> TextEvaluation:
     """Train where that was not done yet, then ask `users` users; `student` layers more are distilled and asked.
 
+    Without `pipelines.train_ranker` only the baselines are asked.
     Raises OperatorError when the data set is not imported or too small.
     """
     workspace = Workspace(settings)
@@ -88,8 +89,10 @@ def evaluate_text(settings: Settings, *, users: int, student: int | None, seed: 
     catalog, embeddings = embedded(settings, workspace, dataset)
     train = known_at_test(dataset.events)
     trainer = _Trainer(settings, workspace, train, catalog, embeddings, seed, tell)
-    folders = {"text": trainer.trained(None, settings.pipelines.text)}
-    if student is not None:
+    folders = {}
+    if settings.pipelines.train_ranker:
+        folders["text"] = trainer.trained(None, settings.pipelines.text)
+    if student is not None and folders:
         small = settings.pipelines.text.model_copy(update={"layers": student, "frozen_layers": 0})
         folders["student"] = trainer.trained(folders["text"], small)
     statistics = fit_statistics(train, catalog, half_life_days=settings.pipelines.popularity_half_life_days)
@@ -183,7 +186,7 @@ def _questions(
     users: int,
     seed: int,
 ) -> list[_Question]:
-    """Return the first test request of users, in a seeded order, whose next item the bi-encoder finds."""
+    """Return one test request per user, in a seeded order of users: the first whose next item the bi-encoder finds."""
     behaviour = fit_behaviour(train, catalog, settings.pipelines.behaviour, vectors=embeddings)
 
     def engine(retrieval: RetrievalSettings) -> RetrievalEngine:
@@ -195,23 +198,27 @@ def _questions(
     for at in np.random.default_rng(seed).permutation(len(past)):
         if len(asked) == users:
             break
-        history = past[at]
-        position = int(np.searchsorted(history.timestamps_ms, TEST_MS))
-        if position in (0, len(history)):
-            continue
-        now = int(history.timestamps_ms[position])
-        query = RetrievalQuery(n=DEPTH, now_ms=now, user=history.before(position))
-        found = similar.retrieve(query)
-        taken = int(catalog.rows([str(history.item_ids[position])])[0])
-        if taken not in found.rows:
-            continue
-        ordered = merged.retrieve(replace(query, only_items=tuple(catalog.item_ids(found.rows))))
-        scores = dict(zip(found.rows.tolist(), found.scores.tolist(), strict=True))
-        similarity = np.array([scores[row] for row in ordered.rows.tolist()], np.float32)
-        asked.append(_Question(query, ordered, similarity, int(np.flatnonzero(ordered.rows == taken)[0])))
+        first = int(np.searchsorted(past[at].timestamps_ms, TEST_MS))
+        requests = (_question(past[at], n, similar, merged, catalog) for n in range(max(first, 1), len(past[at])))
+        asked += [q for q in [next((q for q in requests if q is not None), None)] if q is not None]
     if not asked:
         raise OperatorError(f"{DATASET}: no user has a next item that the bi-encoder finds")
     return asked
+
+
+def _question(
+    history: UserHistory, position: int, similar: RetrievalEngine, merged: RetrievalEngine, catalog: ItemCatalog
+) -> _Question | None:
+    """Return what is asked just before event `position`, or None where the bi-encoder misses what was taken."""
+    query = RetrievalQuery(n=DEPTH, now_ms=int(history.timestamps_ms[position]), user=history.before(position))
+    found = similar.retrieve(query)
+    taken = int(catalog.rows([str(history.item_ids[position])])[0])
+    if taken not in found.rows:
+        return None
+    ordered = merged.retrieve(replace(query, only_items=tuple(catalog.item_ids(found.rows))))
+    scores = dict(zip(found.rows.tolist(), found.scores.tolist(), strict=True))
+    similarity = np.array([scores[row] for row in ordered.rows.tolist()], np.float32)
+    return _Question(query, ordered, similarity, int(np.flatnonzero(ordered.rows == taken)[0]))
 
 
 def _gains(asked: list[_Question], scores: list[npt.NDArray[np.float32]]) -> Floats:

@@ -1,0 +1,121 @@
+"""The trained text ranker is judged on test rows that its training cannot have seen, beside the same baselines."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+from cluster import evaluate_text as evaluation
+from cluster.config import load_settings
+from cluster.errors import OperatorError
+from cluster.prepare import import_dataset
+from cluster.workspace import Workspace
+from models.encoder import HashEncoder
+from pipelines.importers.amazon import TEST_MS
+
+HEAD = "user_id,history_item_title,item_title,history_item_id,item_id,history_item_sid,item_sid\n"
+ITEMS, USERS = 80, 150
+
+
+def tables(folder, *, test_seed=1):
+    """Users buy within a brand of their own."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    items = {
+        str(n): {"title": f"tool b{n % 5} n{n}", "description": f"['good b{n % 5}']", "brand": f"b{n % 5}"}
+        for n in range(ITEMS)
+    }
+    (folder / "X.item.json").write_text(json.dumps(items))
+    past = {user: rng.permutation(np.arange(user % 5, ITEMS, 5))[:4].tolist() for user in range(USERS)}
+    later = np.random.default_rng(test_seed)
+    for name, draw in (("valid.csv", rng), ("test.csv", later)):
+        text = HEAD
+        for user in range(USERS):
+            for _ in range(2):
+                left = [n for n in range(user % 5, ITEMS, 5) if n not in past[user]]
+                item = int(draw.choice(left))
+                text += f'u{user},"[]",t,"{past[user]}",{item},"[]",x\n'
+                past[user].append(item)
+        (folder / name).write_text(text)
+    return folder
+
+
+def tiny(folder):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "tool", "good", "liked", "red", "blue"]
+    words += [f"b{n}" for n in range(5)]
+    folder.mkdir()
+    BertTokenizer(vocab={word: at for at, word in enumerate(words)}).save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    config = BertConfig(vocab_size=len(words), num_labels=1, initializer_range=0.2, **shape)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    model = tiny(tmp_path / "model")
+    monkeypatch.setattr(Workspace, "encoder", lambda self, *, threads=None: HashEncoder(16))
+    monkeypatch.setattr(Workspace, "encoder_folder", lambda self, **_: model)
+    overrides = [
+        f"cluster.state={tmp_path / 'state'}",
+        "models.encoder.dimension=16",
+        "pipelines.text={steps: 8, lists_per_step: 4, max_tokens: 32, validation_cases: 12}",
+        "pipelines.training={min_examples: 5, bootstrap_rounds: 200}",
+    ]
+    return load_settings("local", overrides, environ={})
+
+
+def asked(settings, **named):
+    wish = {"users": 40, "student": None, "seed": 0, "tell": lambda _: None, **named}
+    return evaluation.evaluate_text(settings, **wish)
+
+
+def imported(settings, folder):
+    import_dataset(settings, evaluation.DATASET, paths={"path": folder, "items": None, "events": None})
+
+
+def test_every_order_is_asked_the_same_users_and_nothing_is_trained_twice(settings, tmp_path, monkeypatch):
+    imported(settings, tables(tmp_path / "data"))
+    found = asked(settings, student=1)
+    methods = {*evaluation.BASELINES, *evaluation.OURS, evaluation.STUDENT_ALONE, evaluation.STUDENT_FUSED}
+    assert set(found.ndcg) == methods
+    assert {len(ndcg) for ndcg in found.ndcg.values()} == {40}
+    assert all(((ndcg >= 0) & (ndcg <= 1)).all() for ndcg in found.ndcg.values())
+    assert found.trainings["student"]["layers"] == 1 and found.trainings["text"]["layers"] == 2
+    assert found.trainings["text"]["training_s"] > 0
+    monkeypatch.setattr(evaluation, "train_text_ranker", lambda *_, **__: pytest.fail("it was trained again"))
+    again = asked(settings)
+    for name, ndcg in again.ndcg.items():
+        np.testing.assert_array_equal(ndcg, found.ndcg[name])
+
+
+def test_the_test_rows_change_nothing_but_the_score(settings, tmp_path, monkeypatch):
+    logs = []
+
+    def watched(log, *rest, **named):
+        logs.append(log)
+        raise OperatorError("seen enough")
+
+    monkeypatch.setattr(evaluation, "train_text_ranker", watched)
+    for at, seed in enumerate((1, 2)):
+        imported(settings, tables(tmp_path / f"data{at}", test_seed=seed))
+        with pytest.raises(OperatorError, match="seen enough"):
+            asked(settings)
+    assert logs[0].timestamps_ms.max() < TEST_MS and len(logs[0]) == USERS * 6
+    for column in ("user_ids", "item_ids", "timestamps_ms"):
+        np.testing.assert_array_equal(getattr(logs[0], column), getattr(logs[1], column))
+
+
+def test_baselines_are_asked_without_any_training(settings, tmp_path):
+    imported(settings, tables(tmp_path / "data"))
+    off = settings.pipelines.model_copy(update={"train_ranker": False})
+    found = asked(settings.model_copy(update={"pipelines": off}))
+    assert set(found.ndcg) == set(evaluation.BASELINES) and found.trainings == {}
+
+
+def test_a_data_set_that_is_not_there_is_one_sentence(settings):
+    with pytest.raises(OperatorError, match="import amazon-industrial --path"):
+        asked(settings)

@@ -34,6 +34,7 @@ from loadtests import stats
 from loadtests.bench.harness import BenchContext
 from loadtests.bench.measures import measure
 from loadtests.bench.targets import Aim
+from loadtests.schedule import LoadError
 from loadtests.stats import Estimate
 from pipelines.evaluation.ablation import BY_STATE, ONE_WEIGHTING
 from pipelines.evaluation.baselines import SHOP_BASELINES
@@ -89,6 +90,8 @@ def bench(context: BenchContext) -> None:
     if options.dataset == TEXTS:
         _texts(context, settings, options)
         return
+    if options.student is not None:
+        raise LoadError(f"--student goes with --dataset {TEXTS}: only there a text ranker is trained and judged")
     found = evaluate_dataset(
         settings,
         options.dataset,

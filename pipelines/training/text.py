@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,22 @@ def _fit(
     }
 
 
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep the library's report off the terminal: that a fresh classifier is fresh is meant."""
+    from transformers.utils import logging as talk
+
+    before, bars = talk.get_verbosity(), talk.is_progress_bar_enabled()
+    talk.set_verbosity_error()
+    talk.disable_progress_bar()
+    try:
+        yield
+    finally:
+        talk.set_verbosity(before)
+        if bars:
+            talk.enable_progress_bar()
+
+
 def _tell(progress: Progress | None, step: str) -> None:
     if progress is not None:
         progress(step, 0.0)
@@ -254,7 +271,7 @@ def load_start(folder: Path, settings: TextTrainingSettings, *, seed: int) -> tu
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _quiet_transformers():
             torch.manual_seed(seed)
             model = AutoModelForSequenceClassification.from_pretrained(
                 str(folder),

@@ -210,7 +210,10 @@ def _step(requests: Sequence[_Request], tokens: int) -> None:
                 _alone(ranker, one, tokens)
     for request in requests:
         if request.outcome is None and request.task is not None and not request.task.left:
-            request.outcome = request.task.scores(), ranker.score_kind
+            try:
+                request.outcome = request.task.scores(), ranker.score_kind
+            except Exception as error:
+                request.outcome = error
 
 
 def _alone(ranker: DivisibleRanker, request: _Request, tokens: int) -> None:

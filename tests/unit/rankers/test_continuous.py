@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.rankers.port import RetrievalOrder
-from models.rankers.text import TextRanker
+from models.rankers.text import TextRanker, TextTask
 from serve.continuous import ContinuousBatcher
 from serve.errors import DeadlineExceeded, DependencyError, OverloadError
 
@@ -185,6 +185,24 @@ async def test_one_request_that_cannot_be_scored_fails_alone(batcher, release, m
     )
     assert isinstance(found[1], DependencyError)
     assert np.isfinite([found[0][0][0], found[2][0][0]]).all()
+
+
+async def test_a_request_whose_scores_cannot_be_put_together_fails_alone(
+    batcher, release, make_query, make_candidates, monkeypatch
+) -> None:
+    whole = TextTask.scores
+
+    def scores(task):
+        if len(task._rows) == 3:
+            raise ValueError("features do not fit")
+        return whole(task)
+
+    monkeypatch.setattr(TextTask, "scores", scores)
+    asked = [(make_query(("i1",)), make_candidates(range(n))) for n in (3, 5)]
+    calls = [batcher.score(release, query, candidates, PATIENT_MS) for query, candidates in asked]
+    bad, good = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(bad, DependencyError) and "features" not in str(bad)
+    assert len(good[0]) == 5
 
 
 async def test_a_step_that_fails_is_tried_request_by_request(batcher, release, make_query, make_candidates) -> None:

@@ -188,18 +188,23 @@ async def test_one_request_that_cannot_be_scored_fails_alone(batcher, release, m
 
 
 async def test_a_request_whose_scores_cannot_be_put_together_fails_alone(
-    batcher, release, make_query, make_candidates, monkeypatch
+    batcher, release, held, make_query, make_candidates, monkeypatch
 ) -> None:
     whole = TextTask.scores
 
     def scores(task):
-        if len(task._rows) == 3:
+        if len(task._keys) == 3:
             raise ValueError("features do not fit")
         return whole(task)
 
     monkeypatch.setattr(TextTask, "scores", scores)
     asked = [(make_query(("i1",)), make_candidates(range(n))) for n in (3, 5)]
-    calls = [batcher.score(release, query, candidates, PATIENT_MS) for query, candidates in asked]
+    first = asyncio.create_task(batcher.score(release, make_query(), make_candidates([1]), PATIENT_MS))
+    await begun(held)
+    calls = [asyncio.create_task(batcher.score(release, q, c, PATIENT_MS)) for q, c in asked]
+    await asyncio.sleep(0)  # both wait now, and share the next step
+    held.let(8)
+    await first
     bad, good = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(bad, DependencyError) and "features" not in str(bad)
     assert len(good[0]) == 5

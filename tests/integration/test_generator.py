@@ -159,7 +159,9 @@ async def test_no_word_of_the_red_team_comes_out_of_the_engine(
     leaks: Callable[[str], list[str]],
     level: str,
 ) -> None:
-    wanted = hostile_records[:: 2 if level == "closed" else 6]
+    # Every text once, in turn as a title and as a description and label; records of a text stand side by side.
+    turns = [record for at, record in enumerate(hostile_records) if at % 4 in (0, 3)]
+    wanted = turns if level == "closed" else turns[::3]
     grammar_of = reason_grammar if level == "closed" else open_grammar
     calls = [
         generator.complete(generator.prompt_of(ReasonRequest(record)), grammar=grammar_of(record))

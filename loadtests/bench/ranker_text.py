@@ -140,7 +140,7 @@ def _fresh_cross_encoder(encoder: Path, folder: Path) -> Path:
 def _student_of(model: Path, folder: Path, layers: int) -> Path:
     """Write the model with fewer layers, as the text training drops them."""
     from pipelines.training.settings import TextTrainingSettings
-    from pipelines.training.text import load_start
+    from pipelines.training.text_start import load_start
 
     small, tokenizer = load_start(model, TextTrainingSettings(layers=layers), seed=0)
     small.to("cpu").save_pretrained(str(folder))

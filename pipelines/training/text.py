@@ -13,7 +13,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,14 @@ import numpy.typing as npt
 
 from models.behaviour.behaviour import BehaviourSettings, fit_behaviour
 from models.behaviour.statistics import Statistics, fit_statistics
-from models.candidates import SCORED_SOURCES, Candidates
 from models.catalog import ItemCatalog
 from models.events import EventLog
 from models.media.layout import Layout
 from models.rankers.calibration import expected_calibration_error
-from models.rankers.compressed import CONFIG_FILE, RankerError
+from models.rankers.compressed import CONFIG_FILE
 from models.rankers.fusion import FusionFeatures
 from models.rankers.load import load_ranker
 from models.rankers.port import CrossEncoder
-from models.rankers.text import TextRanker
 from models.retrieval.engine import RetrievalEngine
 from models.retrieval.settings import RetrievalSettings
 from pipelines.training.checkpoint import Checkpoint
@@ -41,9 +38,10 @@ from pipelines.training.measures import gains, paired_bootstrap
 from pipelines.training.settings import TextTrainingSettings, TrainingSettings
 from pipelines.training.split import Example, Part, TrainingSplit, split_after, split_events
 from pipelines.training.text_cases import TextCase, iter_cases, lists_of, with_found
-from pipelines.training.text_fit import fit_text, prepare
+from pipelines.training.text_fit import fit_text
 from pipelines.training.text_fuse import fit_fusion, spread
 from pipelines.training.text_pairs import PairReader
+from pipelines.training.text_start import load_start, teacher_of
 from pipelines.training.text_workers import Work, fit_on_workers
 from pipelines.training.train import METRICS_FILE, vector_index
 from pipelines.training.verdict import verdict
@@ -157,13 +155,6 @@ def score_cases(
     return out, stands
 
 
-def given(rows: npt.NDArray[np.int32]) -> Candidates:
-    """Return candidates that nothing is known of but their rows."""
-    n = len(rows)
-    nothing = np.zeros((n, len(SCORED_SOURCES)), np.float32)
-    return Candidates(rows, np.zeros(n, np.uint16), nothing, np.zeros(n, np.float32))
-
-
 def _world(split: TrainingSplit, catalog: ItemCatalog, embeddings: Floats, sources: Sources) -> _World:
     statistics = fit_statistics(split.fit, catalog, half_life_days=sources.half_life_days)
     behaviour = fit_behaviour(split.fit, catalog, sources.behaviour, vectors=embeddings)
@@ -240,60 +231,9 @@ def _fit(
     }
 
 
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keep the library's report off the terminal: that a fresh classifier is fresh is meant."""
-    from transformers.utils import logging as talk
-
-    before, bars = talk.get_verbosity(), talk.is_progress_bar_enabled()
-    talk.set_verbosity_error()
-    talk.disable_progress_bar()
-    try:
-        yield
-    finally:
-        talk.set_verbosity(before)
-        if bars:
-            talk.enable_progress_bar()
-
-
 def _tell(progress: Progress | None, step: str) -> None:
     if progress is not None:
         progress(step, 0.0)
-
-
-def load_start(folder: Path, settings: TextTrainingSettings, *, seed: int) -> tuple[Any, Any]:
-    """Return the model in `folder` under one label, with the layers the settings ask for, and its tokenizer.
-
-    A model without a classifier gets a fresh one, drawn from `seed`. Raises RankerError naming what does not fit.
-    """
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        with torch.random.fork_rng(devices=[]), _quiet_transformers():
-            torch.manual_seed(seed)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                str(folder),
-                num_labels=1,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=torch.float32,
-            )
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        prepare(model, settings)
-    except (OSError, ValueError, RuntimeError, AttributeError) as error:
-        raise RankerError(f"{folder.name}: not a model that a text ranker can start from: {error}") from error
-    return model.to(device), tokenizer
-
-
-def teacher_of(folder: Path, catalog: ItemCatalog) -> Callable[[TextCase, npt.NDArray[np.int32]], Floats]:
-    """Return what asks the text ranker in `folder` for its logits of catalog rows."""
-    body = json.loads((folder / CONFIG_FILE).read_text()) if (folder / CONFIG_FILE).is_file() else {}
-    limits: dict[str, Any] = {"max_tokens": int(body["max_tokens"])} if "max_tokens" in body else {}
-    ranker = TextRanker.load(folder, catalog, **limits)
-    return lambda case, rows: ranker.score(case.query, given(rows))
 
 
 def _judge(

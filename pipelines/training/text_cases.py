@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from models.candidates import Candidates
+from models.candidates import SCORED_SOURCES, Candidates
 from models.catalog import ItemCatalog
 from models.rankers.fusion import FusionFeatures
 from models.retrieval.query import RetrievalQuery
@@ -91,3 +91,10 @@ def negatives(case: TextCase, items: int, hard: int, easy: int, rng: np.random.G
         if row != case.taken and row not in picked:
             picked.append(row)
     return np.array(picked, np.int32)
+
+
+def given(rows: npt.NDArray[np.int32]) -> Candidates:
+    """Return candidates that nothing is known of but their rows."""
+    n = len(rows)
+    nothing = np.zeros((n, len(SCORED_SOURCES)), np.float32)
+    return Candidates(rows, np.zeros(n, np.uint16), nothing, np.zeros(n, np.float32))

@@ -103,9 +103,9 @@ def fit_on_workers(
 
 def _train(config: dict[str, Any]) -> None:
     """Run in every worker."""
-    from pipelines.training.text import load_start, teacher_of
     from pipelines.training.text_fit import fit_text
     from pipelines.training.text_pairs import PairReader
+    from pipelines.training.text_start import load_start, teacher_of
 
     work: Work = config["work"]
     cases, catalog = pickle.loads((work.folder / _CASES).read_bytes())

@@ -25,10 +25,11 @@ from models.retrieval.settings import RetrievalSettings
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.examples import empty_lists
 from pipelines.training.settings import TextTrainingSettings, TrainingSettings
-from pipelines.training.text import Origin, Sources, load_start, train_text_ranker
+from pipelines.training.text import Origin, Sources, train_text_ranker
 from pipelines.training.text_cases import TextCase, negatives, with_found
 from pipelines.training.text_fuse import fit_fusion
 from pipelines.training.text_pairs import PairReader
+from pipelines.training.text_start import load_start
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "liked", ":", ";", ".", "red", "blue"]
 WORDS += [f"g{n}" for n in range(5)] + [f"n{n}" for n in range(100)]

@@ -16,10 +16,10 @@ from models.catalog import Item, ItemCatalog
 from models.retrieval.query import RetrievalQuery
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.settings import TextTrainingSettings
-from pipelines.training.text import load_start
 from pipelines.training.text_cases import TextCase
 from pipelines.training.text_fit import fit_text
 from pipelines.training.text_pairs import PairReader
+from pipelines.training.text_start import load_start
 from pipelines.training.text_workers import Work, fit_on_workers
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "liked", "red", "blue", *(f"n{n}" for n in range(40))]

@@ -74,6 +74,13 @@ class ReleaseBundle:
         """Length of the vectors that queries and live items are embedded into."""
         return int(self.embeddings.shape[1]) if self.layout is None else self.layout.text
 
+    def text_vectors(self, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """Return what the texts of items mean, float32[rows, text_dimension] of unit rows, whatever else they carry."""
+        vectors = np.asarray(self.embeddings[rows], np.float32)
+        if self.layout is None:
+            return vectors
+        return vectors[:, : self.layout.text] / np.float32(np.sqrt(self.layout.text_weight))
+
     def asked(self, text: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return what to search with for the vector of a text, float32[text_dimension]."""
         return text if self.layout is None else self.layout.query(text)

@@ -26,6 +26,7 @@ def slate_evidence(bundle: ReleaseBundle, slate: Slate) -> list[Evidence]:
             int(row),
             catalog=bundle.catalog,
             embeddings=bundle.embeddings,
+            text_dimension=bundle.text_dimension,
             link=bundle.behaviour.link,
             sources=int(slate.chosen.sources[at]),
             source_scores=slate.chosen.source_scores[at],

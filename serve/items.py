@@ -24,6 +24,7 @@ from serve.errors import DependencyError, InvalidRequest, NotFound, OverloadErro
 from serve.ports import QueryEncoder
 from serve.releases import ReleaseHolder
 from serve.schemas import AttributesIn, ItemIn, ItemPatch
+from serve.texts import encoded
 
 ENCODE_MS = 5_000.0
 """Time that embedding one item may take: nobody waits for a list meanwhile."""
@@ -76,10 +77,7 @@ class ItemService:
 
     async def _vector(self, item: Item, tenant: str, bundle: ReleaseBundle) -> npt.NDArray[np.float32]:
         call = StageCall(tenant, bundle.release_id, ENCODE_MS)
-        vector = await self._encoder.encode(call, document_of(item))
-        if vector.shape != (bundle.text_dimension,):
-            raise DependencyError("the encoder is not the one this release was built with; build a release with it")
-        return vector
+        return await encoded(self._encoder, call, document_of(item), bundle)
 
     async def _append(
         self,

@@ -30,6 +30,7 @@ from serve.runner import StageRecorder, run_stage
 from serve.schemas import FilterSpec, RecommendRequest
 from serve.selector import capped, diversify, order
 from serve.settings import PipelineSettings
+from serve.texts import encoded
 
 Hashes = npt.NDArray[np.uint64]
 Intent = npt.NDArray[np.float32]
@@ -119,7 +120,7 @@ class RecommendationPipeline:
     async def _query(
         self, ctx: RequestContext, request: RecommendRequest, user: UserFeatures, bundle: ReleaseBundle, *, extra: int
     ) -> RetrievalQuery:
-        intent = await self._intent(ctx, request, user, dimension=bundle.text_dimension)
+        intent = await self._intent(ctx, request, user, bundle)
         if intent is not None:
             intent = bundle.asked(intent)
         wanted = max(self._settings.candidates, 2 * request.k)
@@ -143,18 +144,18 @@ class RecommendationPipeline:
         )
 
     async def _intent(
-        self, ctx: RequestContext, request: RecommendRequest, user: UserFeatures, *, dimension: int
+        self, ctx: RequestContext, request: RecommendRequest, user: UserFeatures, bundle: ReleaseBundle
     ) -> Intent | None:
         """Return what this request looks for, else what the user or the session searched for a while ago."""
         text = request.query
         if text is None:
             age_ms = ctx.now_ms - user.intent_ms
-            return faded(user.intent, age_ms=age_ms, life_s=self._settings.intent_s, dimension=dimension)
+            return faded(user.intent, age_ms=age_ms, life_s=self._settings.intent_s, dimension=bundle.text_dimension)
         # What cannot be understood is not replaced by an older search, which may have been for something else.
         return await run_stage(
             ctx,
             self._settings.query.policy("query"),
-            lambda call: self._encoder.encode(call, text),
+            lambda call: encoded(self._encoder, call, text, bundle),
             lambda: None,
             self._recorder,
         )
@@ -226,7 +227,7 @@ class RecommendationPipeline:
         wanted = 3 * request.k if caps else request.k
         picked = ranked
         if request.diversity > 0.0:
-            vectors = np.asarray(bundle.embeddings[candidates.rows], dtype=np.float32)
+            vectors = bundle.text_vectors(candidates.rows)
             picked = diversify(ranked, scores.values, vectors, wanted, diversity=request.diversity)
         if caps:
             labels = [bundle.catalog.labels(int(row)) for row in candidates.rows[picked]]

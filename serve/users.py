@@ -5,22 +5,23 @@ Ids come in bodies and go nowhere else. Knows nothing of Ray, the web framework 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from typing import Any
 
-from models.bundle import ReleaseBundle
 from models.catalog import Item, ItemCatalog, document_of
 from models.declared import Declaration, Labels
 from models.events import EventType
 from models.explain.summary_book import SummaryBook
 from models.features import UserFeatures
 from models.rankers.profile_text import profile_text
-from models.retrieval.query import AttributeFilter, RetrievalQuery
+from models.retrieval.query import RetrievalQuery
 from serve.context import StageCall
 from serve.items import ENCODE_MS
 from serve.ports import Profiles, QueryEncoder
 from serve.releases import ReleaseHolder
+from serve.texts import encoded
 from serve.user_schemas import LinkRequest, ProfileRequest, UserIn
 
 
@@ -50,10 +51,10 @@ class UserService:
         bundle = self._releases.bundle(tenant, release)
         vector = None
         if text := _document(labels, wanted.about):
-            vector = await self._encoder.encode(StageCall(tenant, release, ENCODE_MS), text)
+            vector = await encoded(self._encoder, StageCall(tenant, release, ENCODE_MS), text, bundle)
         declaration = Declaration(labels, vector, now_ms)
         await self._profiles.declare(tenant, wanted.user_id, wanted.session_id, declaration, now_ms=now_ms)
-        known = sum(_carried(bundle, name, value) for name, value in labels)
+        known = await asyncio.to_thread(lambda: sum(bundle.masks.knows(name, value) for name, value in labels))
         return {
             "request_id": request_id,
             "status": "declared" if declaration else "removed",
@@ -104,10 +105,6 @@ def by_name(labels: Labels) -> dict[str, list[str]]:
     for name, value in labels:
         found.setdefault(name, []).append(value)
     return found
-
-
-def _carried(bundle: ReleaseBundle, name: str, value: str) -> bool:
-    return bool(bundle.masks.of_one(name, AttributeFilter(any_of=(value,))).any())
 
 
 def _newest_first(user: UserFeatures, catalog: ItemCatalog) -> list[dict[str, Any]]:

@@ -98,6 +98,7 @@ def build_evidence(
     *,
     catalog: ItemCatalog,
     embeddings: npt.NDArray[np.float32] | None = None,
+    text_dimension: int | None = None,
     link: Link | None = None,
     sources: int = 0,
     source_scores: npt.NDArray[np.float32] | None = None,
@@ -112,6 +113,8 @@ def build_evidence(
         row: catalog row of the candidate.
         catalog: the catalog of the pinned release.
         embeddings: float32[items, dim] (any norm); rows beyond its end have no meaning link.
+        text_dimension: columns of `embeddings`, from the first, that the text decides; None for all of them. Alike
+            pictures are no reason to speak of meaning.
         link: item-to-item strength, see `Link`.
         sources: bits of `Source` that found the candidate.
         source_scores: float32[len(SCORED_SOURCES)], the candidate's row of `Candidates.source_scores`.
@@ -120,7 +123,7 @@ def build_evidence(
         options: thresholds.
     """
     own, title = attributes_of(catalog, row), quotable_text(catalog.title(row))
-    cosines = _cosines(embeddings, row, [p.row for p in positives])
+    cosines = _cosines(embeddings, row, [p.row for p in positives], text_dimension)
     visits = [link(p.row, row) if link is not None and p.row != row else 0.0 for p in positives]
     most = max((v for v in visits if v >= options.min_link), default=0.0)
     strengths = [
@@ -173,15 +176,17 @@ def _liked(
     return Liked(positive.title, positive.taken, tuple(how), shared, round(cosine, 3))
 
 
-def _cosines(embeddings: npt.NDArray[np.float32] | None, row: int, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+def _cosines(
+    embeddings: npt.NDArray[np.float32] | None, row: int, rows: Sequence[int], columns: int | None
+) -> npt.NDArray[np.float32]:
     out = np.zeros(len(rows), np.float32)
     if embeddings is None or row >= len(embeddings):
         return out
     known = np.array([at for at, r in enumerate(rows) if r < len(embeddings)], np.int64)
     if len(known):
-        vectors = embeddings[np.asarray(rows)[known]]
-        norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(embeddings[row])
-        out[known] = (vectors @ embeddings[row]) / np.maximum(norms, 1e-9)
+        vectors, own = embeddings[np.asarray(rows)[known]][:, :columns], embeddings[row][:columns]
+        norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(own)
+        out[known] = (vectors @ own) / np.maximum(norms, 1e-9)
     return np.nan_to_num(out)
 
 

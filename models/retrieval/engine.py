@@ -22,7 +22,7 @@ from models.media.layout import Layout
 from models.opinion import Mask, Opinion, Rows, Scores
 from models.retrieval.extended import ReleaseOnly
 from models.retrieval.filters import AttributeMasks
-from models.retrieval.query import AttributeFilter, RetrievalQuery
+from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings, SourceWeights
 from models.retrieval.sources import (
     DENSE_BELOW,
@@ -150,9 +150,7 @@ class RetrievalEngine:
         state = state_of(query, self.catalog, dimension=size, declared_events=self.settings.declared_events)
         if state.declared is not None:
             state = replace(state, declared=self._space.of_text(state.declared))
-        carried = tuple(
-            (name, value) for name, value in state.labels if self._masks.of_one(name, AttributeFilter((value,))).any()
-        )
+        carried = tuple(label for label in state.labels if self._masks.knows(*label))
         return state if len(carried) == len(state.labels) else replace(state, labels=carried)
 
     def _merge(

@@ -25,6 +25,7 @@ class AttributeMasks:
 
     def __init__(self, catalog: ItemCatalog) -> None:
         self._catalog = catalog
+        self._values = lru_cache(maxsize=256)(self._values_of)
         self.of_one = lru_cache(maxsize=max(4, min(1024, KEPT_BYTES // max(1, len(catalog)))))(self._of_one)
 
     def all_of(self, filters: Mapping[str, AttributeFilter]) -> Mask:
@@ -33,6 +34,16 @@ class AttributeMasks:
         for name, wanted in filters.items():
             mask &= self.of_one(name, wanted)
         return mask
+
+    def knows(self, name: str, value: str) -> bool:
+        """Whether an item carries `value`, compared as filters compare; looks it up without going through items."""
+        words, numbers = self._values(name)
+        return value.casefold() in words or _number(value) in numbers
+
+    def _values_of(self, name: str) -> tuple[frozenset[str], frozenset[float | None]]:
+        labels, numbers = self._catalog.label_column(name), self._catalog.number_column(name)
+        words = frozenset() if labels is None else frozenset(v.casefold() for v in labels.vocabulary)
+        return words, frozenset() if numbers is None else frozenset(numbers[~np.isnan(numbers)].tolist())
 
     def _of_one(self, name: str, wanted: AttributeFilter) -> Mask:
         mask = np.ones(len(self._catalog), dtype=bool)

@@ -78,6 +78,11 @@ class VectorSpace:
         """Length of the vectors that texts are embedded into."""
         return int(self.vectors.shape[1]) if self._layout is None else self._layout.text
 
+    @property
+    def text_scale(self) -> np.float32:
+        """Length of what one searches with for a text of unit length."""
+        return np.float32(1.0 if self._layout is None else 1.0 / np.sqrt(self._layout.text_weight))
+
     def of_text(self, vector: Scores) -> Scores:
         """Return what to search with for the vector of a text, float32[text_dimension]."""
         return vector if self._layout is None else self._layout.query(vector)
@@ -107,7 +112,8 @@ class SemanticSource:
         recent = state.rows[-self._settings.semantic_events :]
         if len(recent):
             taken = decay(len(recent), self._settings.semantic_decay) @ self._space.asked(recent)
-            parts.append(_unit(taken))
+            # As long as the text vectors beside it, whose weights would mean something else otherwise.
+            parts.append(self._space.text_scale * _unit(taken))
         if state.intent is not None:
             parts.append(np.float32(self._settings.intent_weight) * state.intent)
         if state.declared is not None:

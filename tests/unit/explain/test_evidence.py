@@ -96,6 +96,22 @@ def test_co_visitation_and_meaning_are_links_only_above_their_thresholds(catalog
     assert strong.liked[0].cosine == pytest.approx(1.0)
 
 
+def test_alike_pictures_are_no_meaning(catalog):
+    """Two columns of text that have nothing in common, two of a picture that both share."""
+    embeddings = np.zeros((len(catalog), 4), np.float32)
+    embeddings[ROW["drill"]], embeddings[ROW["bare"]] = (0.6, 0, 0.8, 0), (0, 0.6, 0.8, 0)
+    positives = cited(user(("drill", EventType.purchase, 1)), catalog)
+
+    def links(columns: int | None) -> list[str]:
+        found = build_evidence(
+            positives, ROW["bare"], catalog=catalog, embeddings=embeddings, text_dimension=columns,
+            options=EvidenceOptions(min_cosine=0.5),
+        )  # fmt: skip
+        return [how for liked in found.liked for how in liked.how]
+
+    assert "meaning" in links(None) and "meaning" not in links(2)
+
+
 def test_the_link_is_asked_from_the_users_item_to_the_candidate(catalog: ItemCatalog) -> None:
     asked: list[tuple[int, int]] = []
 

@@ -13,8 +13,12 @@ import pytest
 
 from models.artifacts import ArtifactError, ArtifactStore
 from models.bundle import load_bundle
+from models.candidates import Source
 from models.catalog import CATALOG_FILE, Item, ItemCatalog, write_catalog
+from models.declared import Declaration
 from models.encoder import HashEncoder
+from models.events import EventType
+from models.features import ANONYMOUS, features_from_events
 from models.items.change import ItemChange
 from models.items.folded import read_folded, write_folded
 from models.media.items import load_item_encoder
@@ -182,6 +186,37 @@ def test_an_item_without_a_picture_is_found_as_by_text_alone(shop, log_of) -> No
     found = bundle.engine.retrieve(RetrievalQuery(n=10, now_ms=0, intent=bundle.asked(query), personal=False))
     order = np.lexsort((np.arange(40), -(text @ query).round(5)))
     assert set(found.rows[:3].tolist()) == set(order[:3].tolist())
+
+
+def test_what_a_stranger_declared_is_near_in_text_whatever_pictures_there_are(shop, log_of) -> None:
+    bundle = shop.release(log_of(), items())
+    declared = HashEncoder(32).encode(["Film 3 word13"])[0]
+    text = HashEncoder(32).encode(bundle.catalog.documents(np.arange(40, dtype=np.int32)))
+    assert np.allclose(bundle.text_vectors(np.arange(40, dtype=np.int32)), text, atol=1e-5)
+    engine = bundle.engine.reweighted(
+        bundle.settings.model_copy(
+            update=dict.fromkeys(("weights", "short_weights", "cold_weights", "declared_weights"), BY_CONTENT)
+        )
+    )
+    stranger = replace(ANONYMOUS, declared=Declaration((), declared, 0))
+    found = engine.retrieve(RetrievalQuery(n=3, now_ms=1, user=stranger))
+    assert set(found.rows.tolist()) == set(np.argsort(-(text @ declared).round(5), kind="stable")[:3].tolist())
+
+
+def test_a_search_counts_the_same_beside_history_with_and_without_a_picture_encoder(shop, log_of) -> None:
+    plain = [replace(i, media={}) for i in items()]
+    intent = HashEncoder(32).encode(["word3"])[0]
+    history = features_from_events(
+        ["i01", "i02"], np.full(2, EventType.like, np.uint8), np.ones(2, np.float32), np.array([1, 2], np.int64)
+    )
+    query = RetrievalQuery(n=5, now_ms=3, user=history)
+    scores = []
+    for release in (shop.release(log_of(), items()), shop.release(log_of(), plain)):
+        state = release.engine._state(replace(query, intent=release.asked(intent)))
+        source = release.engine._sources[Source.semantic]
+        asked = source.vector(state)  # i01, i02 and i03 have no pictures
+        scores.append(np.array([asked @ np.asarray(release.embeddings[row]) for row in (1, 2, 3, 5)]))
+    assert scores[0] / np.linalg.norm(scores[0]) == pytest.approx(scores[1] / np.linalg.norm(scores[1]), abs=1e-4)
 
 
 def test_a_picture_brings_items_closer_whose_texts_say_nothing(shop, log_of) -> None:

@@ -12,6 +12,7 @@ import pytest
 from models.retrieval.settings import RetrievalSettings, SourceWeights
 from models.store.port import StoreTimeout, StoreUnavailable
 from serve.errors import DependencyError
+from serve.fakes import FakeQueryEncoder
 from serve.settings import PipelineSettings, StageBudget
 from serve.stages import EngineRetriever
 
@@ -163,6 +164,15 @@ async def test_a_text_that_cannot_be_understood_now_is_a_503_and_never_half_kept
     assert answer.status_code == 503 and SECRET not in answer.text
     assert not edge.store._tenants["main"].declared
     assert (await edge.send("PUT", USERS, {"user_id": "u1"})).status_code == 200, "nothing to understand"
+
+
+async def test_a_vector_of_another_encoder_is_a_503_and_an_answer_without_it(make_edge) -> None:
+    edge = await make_edge(prepare=lambda edge: setattr(edge, "encoder", FakeQueryEncoder(dimension=8)))
+    answer = await edge.send("PUT", USERS, {"user_id": "u1", "about": SECRET})
+    assert answer.status_code == 503 and SECRET not in answer.text
+    assert not edge.store._tenants["main"].declared
+    listed = await edge.recommend({"user_id": "u1", "query": SECRET, "k": 3})
+    assert listed.status_code == 200 and len(listed.json()["items"]) == 3 and listed.json()["degraded"] is True
 
 
 async def test_another_tenant_s_declaration_is_nobody_s_business(make_edge) -> None:

@@ -11,6 +11,7 @@ from models.events import EventType
 from models.features import UserFeatures
 from models.index import FlatIndex
 from models.retrieval.engine import RetrievalEngine
+from models.retrieval.filters import AttributeMasks
 from models.retrieval.query import AttributeFilter, RetrievalQuery
 from models.retrieval.settings import RetrievalSettings, SourceWeights
 
@@ -122,3 +123,16 @@ def test_filters_and_seen_items_hold_for_declared_labels_too(engine, catalog) ->
     found = ask(engine, UserFeatures(**{f: getattr(who, f) for f in UserFeatures.__slots__ if f != "seen"} | {
         "seen": np.sort(catalog.hashes[[20]])}), n=60, filters={"year": AttributeFilter(lte=1985)})  # fmt: skip
     assert 20 not in found.rows and 40 not in found.rows and 0 in found.rows
+
+
+def test_a_label_is_looked_up_as_filters_compare_it(catalog) -> None:
+    masks = AttributeMasks(catalog)
+    name = catalog.label_names[0]
+    value = catalog.label_column(name).vocabulary[0]
+    for asked in (value, value.upper(), "no such value", ""):
+        assert masks.knows(name, asked) == masks.of_one(name, AttributeFilter((asked,))).any(), asked
+    assert not masks.knows("no such attribute", value)
+    for number in catalog.number_names:
+        held = catalog.number_column(number)
+        first = next(float(v) for v in held if v == v)
+        assert masks.knows(number, f"{first:g}") and not masks.knows(number, "1e300") and not masks.knows(number, "nan")

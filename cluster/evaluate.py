@@ -20,11 +20,12 @@ from cluster.console import Pace, say
 from cluster.errors import OperatorError
 from cluster.evaluate_driver import FUSED, MERGED, SUMMARISED, Driver, Splits, Tell
 from cluster.interests import summaries_before_test, summary_vectors
-from cluster.prepare import import_dataset
+from cluster.prepare import embedder_here, import_dataset
 from cluster.workspace import Workspace
 from models.bundle import EMBEDDINGS_FILE
 from models.catalog import ItemCatalog
 from models.events import EventLog
+from models.media.layout import Layout
 from pipelines.build import Builder
 from pipelines.dataset import Dataset
 from pipelines.evaluation.ablation import slices
@@ -75,7 +76,7 @@ def evaluate_dataset(
     if not workspace.dataset_folder(name).is_dir():
         import_dataset(settings, name, paths={})
     dataset = workspace.dataset(name)
-    catalog, embeddings = embedded(settings, workspace, dataset)
+    catalog, embeddings, layout = embedded(settings, workspace, dataset)
     repeats = not settings.serve.pipeline.exclude_seen
     words: Mapping[str, np.ndarray] = {}
     if summaries is not None:
@@ -88,7 +89,7 @@ def evaluate_dataset(
         splits = {question: partial(_same, split) for question, split in _baskets(dataset.events, validation).items()}
     else:
         splits = {NEXT_ITEM: lru_cache(partial(_leave_last, dataset.events, validation, words))}
-    with Pace(say) as pace, closing(Driver(settings, catalog, embeddings, tell, pace)) as driver:
+    with Pace(say) as pace, closing(Driver(settings, catalog, embeddings, layout, tell, pace)) as driver:
         yardsticks = shop_baselines(catalog) if repeats else baselines(catalog)
         methods = {**yardsticks, **driver.methods(ablate=ablate, summarised=bool(words))}
         if repeats:
@@ -120,8 +121,13 @@ def named(stretch: tuple[float, float]) -> str:
     return f"{NEW}, {stretch[0]:.0%} to {stretch[1]:.0%}"
 
 
-def embedded(settings: Settings, workspace: Workspace, dataset: Dataset) -> tuple[ItemCatalog, np.ndarray]:
-    """Return the catalog and the item vectors of a data set, made where they are not there."""
+def embedded(
+    settings: Settings, workspace: Workspace, dataset: Dataset
+) -> tuple[ItemCatalog, np.ndarray, Layout | None]:
+    """Return the catalog and the item vectors of a data set, made where they are not there, as `build` makes them.
+
+    The layout says where pictures and sounds lie in the vectors; None for texts alone.
+    """
     artifacts = workspace.artifacts()
     builder = Builder(
         artifacts,
@@ -129,11 +135,14 @@ def embedded(settings: Settings, workspace: Workspace, dataset: Dataset) -> tupl
         retrieval=settings.models.retrieval,
         encoder=workspace.encoder,
         encoder_uri=settings.models.encoder.uri,
+        # The artifacts are those that `build` finds again, so they must be made of all that the settings say.
+        embedder=embedder_here(settings),
     )
     release = builder.run(dataset).release
     catalog = ItemCatalog(artifacts.get(release.artifacts["catalog"]).path)
-    file = artifacts.get(release.artifacts["embeddings"]).path / EMBEDDINGS_FILE
-    return catalog, np.load(file, allow_pickle=False)
+    vectors = artifacts.get(release.artifacts["embeddings"])
+    layout = Layout.from_json(vectors.meta.get("layout"))
+    return catalog, np.load(vectors.path / EMBEDDINGS_FILE, allow_pickle=False), layout
 
 
 def _leave_last(events: EventLog, validation: bool, words: Mapping[str, np.ndarray], seed: int) -> Split:

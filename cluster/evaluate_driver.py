@@ -24,6 +24,7 @@ from models.catalog import ItemCatalog
 from models.encoder import HashEncoder
 from models.events import EventLog
 from models.features import ANONYMOUS, RECENT_EVENTS, UserFeatures
+from models.media.layout import Layout
 from models.rankers.port import CrossEncoder
 from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings
@@ -52,11 +53,18 @@ class Driver:
     """Builds methods that answer through the pipeline."""
 
     def __init__(
-        self, settings: Settings, catalog: ItemCatalog, embeddings: np.ndarray, tell: Tell, pace: Pace
+        self,
+        settings: Settings,
+        catalog: ItemCatalog,
+        embeddings: np.ndarray,
+        layout: Layout | None,
+        tell: Tell,
+        pace: Pace,
     ) -> None:
+        """`layout` says where pictures and sounds lie in `embeddings`; None for texts alone."""
         self._settings = settings
         self._catalog = catalog
-        self._embeddings = embeddings
+        self._embeddings, self._layout = embeddings, layout
         self._tell, self._pace = tell, pace
         self._fits: dict[int, tuple[EventLog, ReleaseBundle, LastQuestion]] = {}
         self._given = GivenFeatures()
@@ -108,7 +116,7 @@ class Driver:
             ranker = self._train(train, statistics) if ranked else None
             engine = SharedEngine(fitted.engine, retrieval, memory)
             parts = (self._catalog, self._embeddings, behaviour, statistics)
-            bundle = bundle_in_memory(*parts, settings=retrieval, ranker=ranker, engine=engine)
+            bundle = bundle_in_memory(*parts, settings=retrieval, ranker=ranker, layout=self._layout, engine=engine)
             return self._recommend(bundle, heard)
 
         return build
@@ -123,7 +131,7 @@ class Driver:
             behaviour = fit_behaviour(train, self._catalog, of.behaviour, vectors=self._embeddings)
             statistics = fit_statistics(train, self._catalog, half_life_days=of.popularity_half_life_days)
             parts = (self._catalog, self._embeddings, behaviour, statistics)
-            bundle = bundle_in_memory(*parts, settings=self._settings.models.retrieval)
+            bundle = bundle_in_memory(*parts, settings=self._settings.models.retrieval, layout=self._layout)
             # The log is kept too: an id says nothing about an object that is gone.
             self._fits[id(train)] = (train, bundle, LastQuestion())
         return self._fits[id(train)][1:]
@@ -143,6 +151,7 @@ class Driver:
                 retrieval=self._settings.models.retrieval,
                 behaviour=pipelines.behaviour,
                 half_life_days=pipelines.popularity_half_life_days,
+                layout=self._layout,
                 seed=pipelines.seed,
             )
             self._tell(f"ranker: {metrics}")

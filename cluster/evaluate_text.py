@@ -28,6 +28,7 @@ from models.candidates import Candidates, Source
 from models.catalog import ItemCatalog
 from models.events import EventLog
 from models.index import FlatIndex
+from models.media.layout import Layout
 from models.rankers.load import load_ranker
 from models.rankers.text_fusion import FusedTextRanker
 from models.retrieval.engine import RetrievalEngine
@@ -86,9 +87,9 @@ def evaluate_text(settings: Settings, *, users: int, student: int | None, seed: 
     if not workspace.dataset_folder(DATASET).is_dir():
         raise OperatorError(f"no data set {DATASET}: run `raycommend import {DATASET} --path FOLDER` first")
     dataset = workspace.dataset(DATASET)
-    catalog, embeddings = embedded(settings, workspace, dataset)
+    catalog, embeddings, layout = embedded(settings, workspace, dataset)
     train = known_at_test(dataset.events)
-    trainer = _Trainer(settings, workspace, train, catalog, embeddings, seed, tell)
+    trainer = _Trainer(settings, workspace, train, catalog, embeddings, layout, seed, tell)
     folders = {}
     if settings.pipelines.train_ranker:
         folders["text"] = trainer.trained(None, settings.pipelines.text)
@@ -96,7 +97,7 @@ def evaluate_text(settings: Settings, *, users: int, student: int | None, seed: 
         small = settings.pipelines.text.model_copy(update={"layers": student, "frozen_layers": 0})
         folders["student"] = trainer.trained(folders["text"], small)
     statistics = fit_statistics(train, catalog, half_life_days=settings.pipelines.popularity_half_life_days)
-    asked = _questions(settings, train, dataset.events, catalog, embeddings, statistics, users, seed)
+    asked = _questions(settings, train, dataset.events, catalog, embeddings, layout, statistics, users, seed)
     tell(f"{len(asked)} users whose next item is among the bi-encoder's best {DEPTH}")
     ndcg = {
         BI_ENCODER: _gains(asked, [q.similarity for q in asked]),
@@ -124,6 +125,7 @@ class _Trainer:
     train: EventLog
     catalog: ItemCatalog
     embeddings: npt.NDArray[np.float32]
+    layout: Layout | None
     seed: int
     tell: Tell
 
@@ -164,7 +166,7 @@ class _Trainer:
             Origin(teacher or self.workspace.encoder_folder(), teacher, VALID_MS - 1),
             settings=text,
             training=of.training,
-            sources=Sources(self.settings.models.retrieval, of.behaviour, of.popularity_half_life_days),
+            sources=Sources(self.settings.models.retrieval, of.behaviour, of.popularity_half_life_days, self.layout),
             seed=self.seed,
             checkpoint=checkpoint,
             progress=told,
@@ -182,6 +184,7 @@ def _questions(
     log: EventLog,
     catalog: ItemCatalog,
     embeddings: npt.NDArray[np.float32],
+    layout: Layout | None,
     statistics: Statistics,
     users: int,
     seed: int,
@@ -190,7 +193,8 @@ def _questions(
     behaviour = fit_behaviour(train, catalog, settings.pipelines.behaviour, vectors=embeddings)
 
     def engine(retrieval: RetrievalSettings) -> RetrievalEngine:
-        return RetrievalEngine(catalog, embeddings, FlatIndex(embeddings), behaviour, statistics, retrieval)
+        parts = (FlatIndex(embeddings), behaviour, statistics, retrieval)
+        return RetrievalEngine(catalog, embeddings, *parts, layout=layout)
 
     similar, merged = engine(only(settings.models.retrieval, Source.semantic)), engine(settings.models.retrieval)
     asked: list[_Question] = []

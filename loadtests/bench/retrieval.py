@@ -113,7 +113,7 @@ def _sizes(text: str) -> list[int]:
 def _embedded(settings: Mapping[str, Any], name: str) -> tuple[Vectors, Vectors]:
     """Return the embeddings of a data set's items, and the content vectors of its users."""
     from cluster.config import Settings
-    from cluster.prepare import import_dataset
+    from cluster.prepare import embedder_here, import_dataset
     from cluster.workspace import Workspace
     from models.bundle import EMBEDDINGS_FILE
     from models.catalog import ItemCatalog
@@ -130,6 +130,7 @@ def _embedded(settings: Mapping[str, Any], name: str) -> tuple[Vectors, Vectors]
         retrieval=of.models.retrieval,
         encoder=workspace.encoder,
         encoder_uri=of.models.encoder.uri,
+        embedder=embedder_here(of),
     ).run(dataset)
     folders = {kind: artifacts.get(ref).path for kind, ref in release.release.artifacts.items()}
     items: Vectors = np.load(folders["embeddings"] / EMBEDDINGS_FILE, allow_pickle=False)

@@ -8,12 +8,15 @@ import pytest
 
 from cluster.cli import _SUITED
 from cluster.config import load_settings
+from cluster.evaluate import embedded
+from cluster.prepare import build_release, embedder_here
 from cluster.workspace import Workspace
 from loadtests.bench.harness import run_bench
 from loadtests.bench.verify import verify
 from models.catalog import Item
 from models.encoder import HashEncoder
 from models.events import EventLog, EventType
+from models.progress import silent
 from pipelines.dataset import Dataset, write_dataset
 from pipelines.evaluation.baselines import SHOP_BASELINES
 from pipelines.evaluation.protocol import moment_of
@@ -127,3 +130,19 @@ def test_validation_asks_what_strangers_like_who_declare_it_and_what_that_brings
 def test_an_environment_that_suits_a_data_set_is_one_of_ours_and_means_that_data_set(dataset: str, env: str) -> None:
     assert dataset in IMPORTERS
     assert load_settings(env, environ={}).cluster.dataset == dataset
+
+
+def test_what_evaluation_embeds_is_what_a_build_would_and_finds_again(tmp_path, monkeypatch) -> None:
+    overrides = [f"cluster.state={tmp_path}", "pipelines.train_ranker=false", "models.encoder.max_tokens=32"]
+    settings = load_settings("shop", overrides, environ={})
+    workspace, shop = Workspace(settings), tiny_shop()
+    write_dataset(shop, workspace.dataset_folder("tiny-shop"))
+    dimension = settings.models.encoder.dimension
+    monkeypatch.setattr(Workspace, "encoder", lambda self, **_: HashEncoder(dimension))
+    catalog, vectors, layout = embedded(settings, workspace, shop)
+    assert vectors.shape == (len(catalog), dimension) and layout is None
+    report = build_release(settings, shop, embedder=embedder_here(settings), progress=silent)
+    made = next(step for step in report.steps if step.name == "embeddings")
+    # Made of 32 tokens a text: under the key of another length a build would take it for something else.
+    assert made.reused and made.meta["inputs"] == embedder_here(settings).inputs(report.release.artifacts["catalog"])
+    assert made.meta["space"] == workspace.encoder_spec().space

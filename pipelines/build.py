@@ -94,7 +94,7 @@ class Builder:
 
         `text_ranker` is the URI of a text ranker and how to fetch it; None trains the compressed one; `ranker` makes
         one in another way. With a cascade in `ranking` the compressed one is trained and the text ranker goes behind
-        it. `embedder` says how vectors are made; None computes them here. The rankers of `keep_ranker_of`, or its lack
+        it, and never behind a text ranker that `ranker` makes. `embedder` says how vectors are made; None computes them here. The rankers of `keep_ranker_of`, or its lack
         of one, go on in place of new ones: right while vectors come from the same encoder. `pieces` builds an index
         that does not fit into memory in one; None does it here, one piece after another.
         """
@@ -103,12 +103,14 @@ class Builder:
         self._retrieval = retrieval
         self._embedder = embedder or Embedder(artifacts, EncoderSpec(encoder_uri), InlineRunner(encoder))
         self._ranking = ranking or RankerSettings()
-        self._second = text_ranker if self._ranking.cascade.candidates else None
+        cascade = self._ranking.cascade.candidates > 0
         self._ranker: RankerMaker = ranker or (
             CompressedTraining(settings, retrieval, progress)
-            if text_ranker is None or self._second
+            if text_ranker is None or cascade
             else TakenText(settings, retrieval, *text_ranker)
         )
+        # A second text model behind a text ranker would read the very same pairs again.
+        self._second = text_ranker if cascade and isinstance(self._ranker, CompressedTraining) else None
         self._pieces = pieces or InlinePieces()
         self._keep_ranker_of = keep_ranker_of
         self._progress = progress

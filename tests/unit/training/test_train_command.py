@@ -13,7 +13,7 @@ from cluster.config import load_settings
 from cluster.errors import OperatorError
 from cluster.prepare import keep_release
 from cluster.workspace import Workspace
-from models.bundle import load_bundle
+from models.bundle import SECOND_RANKER, load_bundle
 from models.catalog import Item
 from models.encoder import HashEncoder
 from models.events import Event, EventType
@@ -166,6 +166,18 @@ def test_a_text_ranker_is_trained_published_loaded_and_distilled_by_the_same_com
     assert small["parent"] == first["ranker"] and small["metrics"]["layers"] == 1
     result, answer = run(place, "train", "--incremental", sets=sets)
     assert result.exit_code == 1 and "that is a text one" in answer["error"]
+
+
+def test_no_second_text_ranker_stands_behind_a_trained_one(place, make_taste_log, tmp_path):
+    workspace, start = imported(place, make_taste_log(120)), tiny_text(tmp_path / "start")
+    quick = "{steps: 6, lists_per_step: 4, max_tokens: 32, list_size: 20, validation_cases: 20, frozen_layers: 0"
+    sets = [f"pipelines.text={quick}, start_uri: {start}}}"]
+    sets += [f"models.ranker.text_uri={start}", "models.ranker.cascade.candidates=8"]
+    result, made = run(place, "train", "--kind", "text", sets=sets)
+    assert (result.exit_code, made["outcome"]) == (0, "published"), result.output
+    release = workspace.releases().latest()
+    assert release.artifacts["ranker"] == made["ranker"]
+    assert SECOND_RANKER not in release.artifacts and "cascade" not in release.notes
 
 
 def test_a_student_without_a_teacher_is_one_sentence(place, make_taste_log):

@@ -176,7 +176,7 @@ class TextRanker:
         words = profile_text(query, self._catalog)
         rows = candidates.rows.tolist()
         keys = self._tokens.keys(rows)
-        known = self._kept.of(words)
+        known = self._kept.of(words, keys)
         missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in known}
         pairs = zip(missing, self._tokens.of(words, list(missing.values())), strict=True) if missing else ()
         return TextTask(words, keys, known, dict(pairs))

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.candidates import Candidates
-from models.rankers.apart import DivisibleRanker, ScoringTask, divisible
+from models.rankers.apart import ScoringTask, divisible
 from models.rankers.port import CrossEncoder
 from models.retrieval.query import RetrievalQuery
 from serve.errors import DeadlineExceeded, DependencyError, OverloadError, RecommendError
@@ -55,6 +55,8 @@ class _Request:
     future: asyncio.Future[tuple[Values, str]]
     task: ScoringTask | None = None
     outcome: tuple[Values, str] | Exception | None = None
+    alone: bool = False
+    """Whether it gets steps of its own, because a step that it shared failed."""
 
     @property
     def left(self) -> int:
@@ -134,10 +136,12 @@ class ContinuousBatcher:
             request = entry[2]
             if self._given_up(request):
                 continue
-            if taken and request.release is not taken[0].release:
+            if taken and (request.alone or request.release is not taken[0].release):
                 others.append(entry)
                 continue
             taken.append(request)
+            if request.alone:
+                break
             tokens += request.left
         for entry in others:
             heapq.heappush(self._waiting, entry)
@@ -207,20 +211,11 @@ def _step(requests: Sequence[_Request], tokens: int) -> None:
             if len(begun) == 1:
                 one.outcome = error
             else:
-                _alone(ranker, one, tokens)
+                # It may have failed because of one of them: each begins anew, in a step of its own.
+                one.task, one.alone = None, True
     for request in requests:
         if request.outcome is None and request.task is not None and not request.task.left:
             try:
                 request.outcome = request.task.scores(), ranker.score_kind
             except Exception as error:
                 request.outcome = error
-
-
-def _alone(ranker: DivisibleRanker, request: _Request, tokens: int) -> None:
-    """Begin a request of a failed step anew, by itself: what failed with others may do so because of one of them."""
-    try:
-        request.task = ranker.take_apart(request.query, request.candidates)
-        while request.task.left:
-            ranker.advance([request.task], tokens=tokens)
-    except Exception as error:
-        request.outcome = error

@@ -231,6 +231,32 @@ async def test_a_step_that_fails_is_tried_request_by_request(batcher, release, m
     assert "Zebra" not in str(found[2])
 
 
+async def test_after_a_step_that_fails_nobody_computes_for_a_caller_who_left(
+    batcher, release, held, make_query, make_candidates, monkeypatch
+) -> None:
+    first = asyncio.create_task(batcher.score(release, make_query(), make_candidates([0]), PATIENT_MS))
+    await begun(held)
+    calls = [
+        asyncio.create_task(batcher.score(release, make_query((f"i{n}",)), make_candidates([n]), PATIENT_MS))
+        for n in (1, 2)
+    ]
+    await asyncio.sleep(0)
+    loop, advance = asyncio.get_running_loop(), release.ranker.advance
+
+    def advanced(tasks, *, tokens):
+        if len(tasks) > 1:
+            loop.call_soon_threadsafe(calls[1].cancel)
+            raise FloatingPointError
+        advance(tasks, tokens=tokens)
+
+    monkeypatch.setattr(release.ranker, "advance", advanced)
+    held.let(10)
+    await asyncio.gather(first, calls[0])
+    await batcher.score(release, make_query(), make_candidates([3]), PATIENT_MS)
+    assert sum(len(batch) for batch in held.batches) == 3
+    assert batcher.dropped == {"expired": 0, "cancelled": 1}
+
+
 async def test_releases_are_not_mixed_in_a_step(batcher, release, held, make_query, make_candidates) -> None:
     other = SimpleNamespace(ranker=RetrievalOrder())
     candidates = make_candidates(range(5))

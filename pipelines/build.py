@@ -94,9 +94,10 @@ class Builder:
 
         `text_ranker` is the URI of a text ranker and how to fetch it; None trains the compressed one; `ranker` makes
         one in another way. With a cascade in `ranking` the compressed one is trained and the text ranker goes behind
-        it, and never behind a text ranker that `ranker` makes. `embedder` says how vectors are made; None computes them here. The rankers of `keep_ranker_of`, or its lack
-        of one, go on in place of new ones: right while vectors come from the same encoder. `pieces` builds an index
-        that does not fit into memory in one; None does it here, one piece after another.
+        it, and never behind a text ranker that `ranker` makes. `embedder` says how vectors are made; None computes them
+        here. The rankers of `keep_ranker_of`, or its lack of one, go on in place of new ones: right while vectors come
+        from the same encoder. `pieces` builds an index that does not fit into memory in one; None does it here, one
+        piece after another.
         """
         self._artifacts = artifacts
         self._settings = settings

@@ -2,8 +2,8 @@
 
 Keyed by profile and by the text of an item; one instance belongs to one model, whatever the catalog. Bounded in
 profiles and in scores, least recently asked profiles out first; one profile has at most a quarter of the scores and
-loses its own oldest beyond that, since all users without events share one. Safe between threads. Called by rankers whose pairs
-are dear.
+loses its own oldest beyond that, since all users without events share one. Safe between threads. Called by rankers
+whose pairs are dear.
 """
 
 from __future__ import annotations

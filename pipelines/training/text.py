@@ -26,7 +26,7 @@ from models.catalog import ItemCatalog
 from models.events import EventLog
 from models.media.layout import Layout
 from models.rankers.calibration import expected_calibration_error
-from models.rankers.compressed import CONFIG_FILE
+from models.rankers.compressed import CONFIG_FILE, RankerError
 from models.rankers.fusion import FusionFeatures
 from models.rankers.load import load_ranker
 from models.rankers.port import CrossEncoder
@@ -96,7 +96,8 @@ def train_text_ranker(
 ) -> dict[str, Any]:
     """Train on `log` (sorted by time), write the ranker and `metrics.json` into `folder`, return the metrics.
 
-    `training` says how events are split. Small or poor data raises nothing: `switch_on` is false and `reason` says why.
+    `training` says how events are split. With an `incumbent` that can score these vectors the metrics hold
+    `fused_vs_incumbent`; one of other vectors or features is not compared. Small or poor data raises nothing: `switch_on` is false and `reason` says why.
     Deterministic for a seed and a number of torch threads; killed and called again with the same arguments and
     `checkpoint` it ends with the same bytes. Raises RankerError when `origin.start` is no model that can be trained.
     """
@@ -267,9 +268,10 @@ def _judge(
     per_100_ms = (time.perf_counter() - began) * 1e5 / max(1, pairs)
     theirs = None
     if incumbent is not None:
-        served = load_ranker(incumbent, world.catalog, world.embeddings, world.statistics)
-        asked, _ = score_cases(served, decide, size, told=told("asking the ranker served now"))
-        theirs = _hidden(asked, second)
+        served = _served(incumbent, world)
+        if served is not None:
+            asked, _ = score_cases(served, decide, size, told=told("asking the ranker served now"))
+            theirs = _hidden(asked, second)
     fused = _hidden(fusion.logits(alone, second.features), second)
     metrics = verdict(fused, second, incumbent=theirs, rounds=training.bootstrap_rounds, seed=seed)
     own, base = gains(_hidden(alone, second), second.target), gains(second.merged, second.target)
@@ -285,6 +287,14 @@ def _judge(
         "text_vs_retrieval": {"mean": gap.mean, "lower": gap.lower, "upper": gap.upper},
         "calibration_error": error,
     }
+
+
+def _served(folder: Path, world: _World) -> CrossEncoder | None:
+    """Return the ranker served now, or None where it reads other vectors or features: it cannot be compared."""
+    try:
+        return load_ranker(folder, world.catalog, world.embeddings, world.statistics)
+    except RankerError:
+        return None
 
 
 def _hidden(scores: Floats, lists: RankingLists) -> Floats:

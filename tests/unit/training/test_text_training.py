@@ -14,9 +14,11 @@ from models.candidates import SCORED_SOURCES, Candidates
 from models.catalog import Item, ItemCatalog
 from models.encoder import HashEncoder
 from models.rankers.apart import divisible
-from models.rankers.compressed import RankerError
+from models.rankers.compressed import CompressedModel, RankerError
 from models.rankers.fusion import FEATURE_NAMES
+from models.rankers.inputs import POPULARITY_COLUMNS
 from models.rankers.load import load_ranker
+from models.rankers.network import NetworkShape, initialise
 from models.rankers.profile_text import profile_text
 from models.rankers.text import TextRanker
 from models.rankers.text_fusion import FUSED_WITH, FusedTextRanker, TextFusion
@@ -213,6 +215,24 @@ def test_what_cannot_be_started_from_is_refused_by_name(tmp_path, catalog, embed
     many = QUICK.model_copy(update={"layers": 9})
     with pytest.raises(RankerError, match=r"layers = 9, but the model has 2"):
         trained(tmp_path / "s", tiny(tmp_path / "start"), make_taste_log(60), catalog, embeddings, settings=many)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_served_ranker_of_other_vectors_or_features_is_not_compared(
+    tmp_path, catalog, embeddings, make_taste_log, compressed
+):
+    served = tiny(tmp_path / "served")
+    if compressed:
+        shape = NetworkShape(text_dim=8, labels=0, numbers=POPULARITY_COLUMNS, features=len(FEATURE_NAMES))
+        CompressedModel(shape, initialise(shape, seed=0), (), ()).save(served)
+    else:
+        fusion = {"text": 1.0, "weights": {"gone": 1.0}, "calibration": None}
+        (served / "ranker.json").write_text(json.dumps({"backend": "text", "fusion": fusion}))
+    log = make_taste_log(120)
+    few = QUICK.model_copy(update={"steps": 4})
+    start = tiny(tmp_path / "start")
+    metrics = trained(tmp_path / "ranker", start, log, catalog, embeddings, settings=few, incumbent=served)
+    assert metrics["steps"] == 4 and "fused_vs_retrieval" in metrics and "fused_vs_incumbent" not in metrics
 
 
 def test_the_fusion_starts_at_retrieval_order_and_finds_what_the_text_knows():

@@ -41,11 +41,16 @@ def explain(
     before_test: bool = False,
     say: Say = lambda _: None,
 ) -> dict[str, Any]:
-    """Do what the command was asked for, one of the two, and say what came of it."""
+    """Do what the command was asked for, one of the two, and say what came of it.
+
+    Raises OperatorError for both or neither, and for `before_test` where reasons are asked for.
+    """
     if warm == (summaries is not None):
         raise OperatorError(
             "raycommend explain needs --warm (fill the reason cache) or --summaries FILE (users' interests in words)"
         )
+    if warm and before_test:
+        raise OperatorError("--before-test goes with --summaries FILE: reasons are written about current lists")
     if summaries is not None:
         report = write_summaries(settings, summaries.resolve(), users=users, before_test=before_test, say=say)
         counts = report["summaries"]

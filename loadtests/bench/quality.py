@@ -128,7 +128,14 @@ def _summarised(context: BenchContext, reports: Mapping[str, Report]) -> None:
 
 
 def _texts(context: BenchContext, settings: Settings, options: Options) -> None:
-    """Every order against every baseline; the aim is on the least of the four lower bounds."""
+    """Every order against every baseline; the aim is on the least of the four lower bounds.
+
+    Raises LoadError for what it does not do: who tunes by `--validation` must not be shown test events instead.
+    """
+    of = Options(dataset=options.dataset)
+    for name in ("validation", "ablate", "summaries", "seeds"):
+        if getattr(options, name) != getattr(of, name):
+            raise LoadError(f"--{name} does not go with --dataset {TEXTS}: it asks test rows, in one order, once")
     found = evaluate_text(settings, users=options.users, student=options.student, seed=0, tell=context.tell)
     for name, ndcg in found.ndcg.items():
         context.target(f"{_name(name)}_ndcg10", "array_mean", context.save_array(_label(name), ndcg))

@@ -7,6 +7,7 @@ import pytest
 
 from cluster.config import load_settings
 from cluster.errors import OperatorError
+from cluster.explain import explain
 from cluster.interests import HELD_OUT, facts_of, save_summaries, summaries_before_test
 from cluster.workspace import Workspace
 from loadtests.bench.harness import run_bench
@@ -104,3 +105,9 @@ def test_evaluate_sets_them_beside_merged_retrieval(
     asked = {"dataset": "tiny", "validation": True, "summaries": str(file)}
     with pytest.raises(OperatorError, match="validation"):
         run_bench("quality", state=tmp_path, json=True, options=asked, settings=tree)
+
+
+def test_reasons_are_not_written_before_the_test(tmp_path: Path) -> None:
+    settings = load_settings("local", [f"cluster.state={tmp_path}"], environ={})
+    with pytest.raises(OperatorError, match="--before-test goes with --summaries"):
+        explain(settings, warm=True, users=1, most=1, before_test=True)

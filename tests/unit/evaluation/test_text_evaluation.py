@@ -12,6 +12,9 @@ from cluster.config import load_settings
 from cluster.errors import OperatorError
 from cluster.prepare import import_dataset
 from cluster.workspace import Workspace
+from loadtests.bench import quality
+from loadtests.bench.harness import BenchContext
+from loadtests.schedule import LoadError
 from models.encoder import HashEncoder
 from pipelines.importers.amazon import TEST_MS
 
@@ -114,6 +117,14 @@ def test_baselines_are_asked_without_any_training(settings, tmp_path):
     off = settings.pipelines.model_copy(update={"train_ranker": False})
     found = asked(settings.model_copy(update={"pipelines": off}))
     assert set(found.ndcg) == set(evaluation.BASELINES) and found.trainings == {}
+
+
+@pytest.mark.parametrize(("name", "value"), [("validation", True), ("ablate", True), ("summaries", "f"), ("seeds", 2)])
+def test_what_it_does_not_do_is_refused_by_name(settings, tmp_path, capsys, monkeypatch, name, value):
+    monkeypatch.setattr(quality, "evaluate_text", lambda *_, **__: pytest.fail("test rows were asked"))
+    options = {"dataset": evaluation.DATASET, name: value}
+    with pytest.raises(LoadError, match=f"--{name} does not go with"):
+        quality.bench(BenchContext("quality", tmp_path, options, settings=settings.model_dump(mode="json"), tell=print))
 
 
 def test_a_data_set_that_is_not_there_is_one_sentence(settings):

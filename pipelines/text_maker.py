@@ -106,7 +106,7 @@ class TextTraining:
         if self.student is not None:
             return of.model_copy(update={"layers": self.student, "frozen_layers": 0})
         if self.since_ms is not None:
-            rates = {name: _GENTLE * of.learning_rate for name in ("learning_rate", "head_learning_rate")}
+            rates = {name: _GENTLE * getattr(of, name) for name in ("learning_rate", "head_learning_rate")}
             return of.model_copy(update={"layers": None, **rates})
         return of
 

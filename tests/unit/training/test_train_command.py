@@ -22,6 +22,7 @@ from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings
 from models.store.streams import StreamEntry
 from pipelines.dataset import Dataset, write_dataset
+from pipelines.text_maker import TextTraining
 
 TRAINING = (
     "pipelines.training={train_positions: 4, validation_positions: 2, epochs: 1, list_size: 60, bootstrap_rounds: 200, "
@@ -178,6 +179,13 @@ def test_no_second_text_ranker_stands_behind_a_trained_one(place, make_taste_log
     release = workspace.releases().latest()
     assert release.artifacts["ranker"] == made["ranker"]
     assert SECOND_RANKER not in release.artifacts and "cascade" not in release.notes
+
+
+def test_a_text_training_that_goes_on_takes_gentler_steps_in_every_part(place, tmp_path):
+    of = settings_of([*place, "pipelines.text={learning_rate: 1.0e-5, head_learning_rate: 1.0e-3}"]).pipelines
+    maker = TextTraining(of, RetrievalSettings(), "start", lambda: tmp_path, since_ms=1)
+    made = maker.inputs()["text"]
+    assert made["learning_rate"] == pytest.approx(3e-6) and made["head_learning_rate"] == pytest.approx(3e-4)
 
 
 def test_a_student_without_a_teacher_is_one_sentence(place, make_taste_log):

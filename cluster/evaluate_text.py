@@ -143,7 +143,7 @@ class _Trainer:
             "events": digest_events(self.train),
             "seed": self.seed,
         }
-        key = key_of(inputs, self.train, self.catalog, self.embeddings)
+        key = key_of(inputs, self.train, self.catalog, self.embeddings, self.layout)
         final = self.workspace.root / "evaluations" / key
         if final.is_dir():
             return final

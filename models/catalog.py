@@ -7,6 +7,7 @@ processes. A *row* is an item's position in the file. Called by retrieval, ranki
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -238,6 +239,13 @@ class ItemCatalog:
     def version(self, row: int) -> str:
         """Return 16 hex digits that change with anything the catalog says of an item."""
         return hashlib.blake2b(self.document(row).encode(), digest_size=8).hexdigest()
+
+    def digest(self) -> str:
+        """Return 32 hex digits that change with anything the catalog says of any item, and with the order of items."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, column in sorted(self._column.items()):
+            digest.update(json.dumps([name, column.to_pylist()]).encode())
+        return digest.hexdigest()
 
     def _read_labels(self, name: str) -> LabelColumn:
         column = self._column[_LABEL + name]

@@ -37,10 +37,18 @@ from pipelines.embedding.blocks import EncoderSpec
 from pipelines.embedding.runners import InlineRunner
 from pipelines.fold import Fold
 from pipelines.index_shards import InlinePieces, PieceRunner, build_index, forget_pieces
-from pipelines.makers import CompressedTraining, RankerMaker, TakenText, window
+from pipelines.makers import RANKER_FORMAT, CompressedTraining, RankerMaker, TakenText, window
 from pipelines.settings import PipelinesSettings
 
-FORMATS = {"catalog": 1, "embeddings": 2, "index": 2, "behaviour": 6, "statistics": 1, "ranker": 1, "text_ranker": 1}
+FORMATS = {
+    "catalog": 1,
+    "embeddings": 2,
+    "index": 2,
+    "behaviour": 6,
+    "statistics": 1,
+    "ranker": RANKER_FORMAT,
+    "text_ranker": 1,
+}
 """Version of each kind's files; raise it when the code that writes them changes, and they are made anew."""
 
 Make = Callable[[Path], Mapping[str, Any]]

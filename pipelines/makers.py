@@ -26,6 +26,8 @@ from pipelines.settings import PipelinesSettings
 from pipelines.training.checkpoint import Checkpoint
 
 Floats = npt.NDArray[np.float32]
+RANKER_FORMAT = 1
+"""Version of rankers and of their checkpoints; raise it when the code that trains or writes them changes."""
 
 
 class RankerMaker(Protocol):
@@ -83,7 +85,7 @@ class CompressedTraining:
         from pipelines.training.train import Incumbent, train_ranker
 
         log = with_live(dataset.events, self.live, catalog)
-        kept = None if self.checkpoint is None else self.checkpoint(self._key(log, catalog, embeddings))
+        kept = None if self.checkpoint is None else self.checkpoint(self._key(log, catalog, embeddings, layout))
         metrics = train_ranker(
             log,
             catalog,
@@ -105,8 +107,8 @@ class CompressedTraining:
     def _ref(self) -> str | None:
         return None if self.served is None else self.served.ref
 
-    def _key(self, log: EventLog, catalog: ItemCatalog, embeddings: Floats) -> str:
-        return key_of({**self.inputs(), "against": self._ref}, log, catalog, embeddings)
+    def _key(self, log: EventLog, catalog: ItemCatalog, embeddings: Floats, layout: Layout | None) -> str:
+        return key_of({**self.inputs(), "against": self._ref}, log, catalog, embeddings, layout)
 
 
 @dataclass(frozen=True)
@@ -177,14 +179,18 @@ def window(log: EventLog) -> dict[str, Any]:
     return {"window_ms": [int(times[0]), int(times[-1])] if len(times) else []}
 
 
-def key_of(inputs: Mapping[str, Any], log: EventLog, catalog: ItemCatalog, embeddings: Floats) -> str:
-    """Return a short digest of everything that decides the outcome of a training."""
+def key_of(
+    inputs: Mapping[str, Any], log: EventLog, catalog: ItemCatalog, embeddings: Floats, layout: Layout | None
+) -> str:
+    """Return a short digest of everything that decides the outcome of a training, `RANKER_FORMAT` included."""
     import hashlib
     import json
 
-    digest = hashlib.sha256(json.dumps(dict(inputs), sort_keys=True, default=str).encode())
+    parts = {"format": RANKER_FORMAT, "layout": None if layout is None else layout.to_json()}
+    digest = hashlib.sha256(json.dumps([dict(inputs), parts], sort_keys=True, default=str).encode())
     digest.update(digest_events(log).encode())
-    digest.update(np.ascontiguousarray(catalog.hashes).tobytes())
+    # Texts, labels and numbers too: a training reads them beside the vectors.
+    digest.update(catalog.digest().encode())
     digest.update(np.ascontiguousarray(embeddings).tobytes())
     return digest.hexdigest()[:24]
 

@@ -78,7 +78,8 @@ class TextTraining:
         start = served if self._from_served and served is not None else self.start()
         kept = None
         if self.checkpoint is not None:
-            kept = self.checkpoint(key_of({**self.inputs(), "against": self._ref}, log, catalog, embeddings))
+            decided_by = {**self.inputs(), "against": self._ref}
+            kept = self.checkpoint(key_of(decided_by, log, catalog, embeddings, layout))
         of = self.settings
         metrics = train_text_ranker(
             log,

@@ -7,7 +7,11 @@ import textwrap
 import numpy as np
 import pytest
 
+from models.catalog import Item, ItemCatalog
+from models.media.layout import Layout
+from models.media.layout import Part as Modality
 from models.rankers.compressed import CompressedModel
+from pipelines import makers
 from pipelines.training import train as training
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.examples import empty_lists
@@ -111,6 +115,30 @@ def test_a_checkpoint_that_cannot_be_read_is_done_again(make_catalog, make_taste
         file.write_bytes(damage)
     _, second = trained(tmp_path / "b", log, catalog, embeddings, checkpoint=kept)
     assert first == second
+
+
+def test_a_checkpoint_belongs_to_all_that_a_training_reads(make_taste_log, monkeypatch):
+    log, vectors, layout = make_taste_log(5), np.eye(2, dtype=np.float32), Layout(1, (Modality("image", 1, 0.5),))
+
+    def key(*, vectors=vectors, layout=layout, **changed):
+        first = Item(**{"item_id": "a", "title": "one", "labels": {"genre": ("x",)}, "numbers": {"year": 1}, **changed})
+        catalog = ItemCatalog.of([first, Item("b", "two", labels={"genre": ("y",), "brand": ()})])
+        return makers.key_of({"seed": 0}, log, catalog, vectors, layout)
+
+    assert key() == key()
+    others = [
+        key(title="other"),
+        key(text="long"),
+        key(labels={"genre": ("y",)}),
+        key(labels={"brand": ("x",)}),  # the very same words, under another name
+        key(numbers={"year": 2}),
+        key(layout=None),
+        key(layout=Layout(1, (Modality("image", 1, 0.7),))),
+        key(vectors=vectors * 2),
+    ]
+    before = key()
+    monkeypatch.setattr(makers, "RANKER_FORMAT", 999)
+    assert len({before, key(), *others}) == len(others) + 2
 
 
 def test_checkpoints_that_nobody_goes_on_with_are_removed(tmp_path):

@@ -96,9 +96,9 @@ def train_text_ranker(
 ) -> dict[str, Any]:
     """Train on `log` (sorted by time), write the ranker and `metrics.json` into `folder`, return the metrics.
 
-    `training` says how events are split. With an `incumbent` that can score these vectors the metrics hold
-    `fused_vs_incumbent`; one of other vectors or features is not compared. Small or poor data raises nothing: `switch_on` is false and `reason` says why.
-    Deterministic for a seed and a number of torch threads; killed and called again with the same arguments and
+    `training` says how events are split. The metrics hold `fused_vs_incumbent` where `incumbent` can be scored; one of
+    other vectors or features is not compared. Small or poor data raises nothing: `switch_on` is false and `reason` says
+    why. Deterministic for a seed and a number of torch threads; killed and called again with the same arguments and
     `checkpoint` it ends with the same bytes. Raises RankerError when `origin.start` is no model that can be trained.
     """
     started = time.monotonic()

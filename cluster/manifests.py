@@ -85,7 +85,15 @@ def _ray_job(settings: Settings, wanted: Wanted) -> dict[str, Any]:
         gpus=gpus,
         memory=_BASE_MEMORY + per_node * _WORKER_MEMORY + settings.pipelines.index_memory_bytes,
     )
-    head = _pod(settings, wanted, "ray-head", cpus=2, gpus=0, memory=_BASE_MEMORY)
+    # The command runs on the head: an index in one piece, and what is learned from events, are computed there.
+    head = _pod(
+        settings,
+        wanted,
+        "ray-head",
+        cpus=2 + max(2, of.threads),
+        gpus=0,
+        memory=_BASE_MEMORY + settings.pipelines.index_memory_bytes,
+    )
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
@@ -100,7 +108,7 @@ def _ray_job(settings: Settings, wanted: Wanted) -> dict[str, Any]:
             "ttlSecondsAfterFinished": 3600,
             "rayClusterSpec": {
                 "rayVersion": version("ray"),
-                # The head computes nothing: actors go to the workers.
+                # Ray puts nothing on the head, where the command computes: actors and tasks go to the workers.
                 "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": head},
                 "workerGroupSpecs": [
                     {
@@ -158,7 +166,9 @@ def _pod(
     memory: int,
     command: list[str] | None = None,
 ) -> dict[str, Any]:
-    amounts: dict[str, Any] = {"cpu": str(cpus), "memory": f"{math.ceil(memory / (1 << 20))}Mi"}
+    shm = math.ceil(settings.cluster.ray.object_store_bytes * 1.1 / (1 << 20))
+    # What is written to /dev/shm counts against the limit of the container.
+    amounts: dict[str, Any] = {"cpu": str(cpus), "memory": f"{math.ceil(memory / (1 << 20)) + shm}Mi"}
     limits = {**amounts, **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
     one: dict[str, Any] = {
         "name": container,
@@ -171,7 +181,6 @@ def _pod(
     }
     if command is not None:
         one["command"] = command
-    shm = math.ceil(settings.cluster.ray.object_store_bytes * 1.1 / (1 << 20))
     return {
         "metadata": {"labels": dict(_LABELS)},
         "spec": {

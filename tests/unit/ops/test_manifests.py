@@ -93,6 +93,26 @@ def test_memory_follows_the_bound_on_building_the_index() -> None:
     assert memory(12) - memory(4) == 8 * 1024
 
 
+def test_every_pod_has_room_for_the_index_and_for_shared_memory_which_counts_against_its_limit() -> None:
+    def mebibytes(amount: str) -> int:
+        return int(amount.removesuffix("Mi"))
+
+    index, objects = 6 << 10, 3 << 10
+    sizes = (f"pipelines.index_memory_bytes={index << 20}", f"cluster.ray.object_store_bytes={objects << 20}")
+    for kind in KINDS:
+        for pod in pods(printed(kind, *(a for size in sizes for a in ("--set", size)))):
+            limits = pod["spec"]["containers"][0]["resources"]["limits"]
+            (shm,) = [v["emptyDir"]["sizeLimit"] for v in pod["spec"]["volumes"] if v["name"] == "shm"]
+            assert mebibytes(shm) >= objects
+            # Ray itself and the process that runs the command take more than a gibibyte.
+            assert mebibytes(limits["memory"]) >= index + mebibytes(shm) + 1024
+
+
+def test_the_head_of_a_ray_job_which_runs_the_command_has_cpus_to_compute_with() -> None:
+    head, *_ = pods(printed("rayjob", "--set", "pipelines.embedding.threads=6"))
+    assert int(head["spec"]["containers"][0]["resources"]["limits"]["cpu"]) > 6
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -145,7 +145,9 @@ def _keep_unread(workspace: Workspace, runner: RayRunner) -> None:
 
 def _pieces(settings: Settings, workspace: Workspace) -> RayPieces:
     place = partial(ArtifactStore, settings.artifacts_url, cache=workspace.artifact_cache, tenant=DEFAULT_TENANT)
-    return RayPieces(place, workers=settings.pipelines.embedding.workers)
+    of = settings.pipelines.embedding
+    # What an encoder actor asks for: where replicas hold the other CPUs, a task that asks for more would wait for ever.
+    return RayPieces(place, workers=of.workers, cpus=of.cpus_per_worker)
 
 
 def _places(settings: Settings, workspace: Workspace) -> Any:

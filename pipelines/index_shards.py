@@ -73,7 +73,8 @@ class RayPieces:
 
     place: Callable[[], ArtifactStore]
     workers: int
-    cpus: float = 1.0
+    cpus: float
+    """That Ray sets aside for a task, which waits until they are free."""
 
     def __call__(self, artifacts: ArtifactStore, work: Sequence[PieceWork]) -> Iterable[str]:
         """See `PieceRunner`. A task that is lost with its node is repeated by Ray."""

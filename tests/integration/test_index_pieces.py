@@ -47,7 +47,7 @@ DRIVER = """
 
     build("inline", lambda place: InlinePieces())
     with job_ray(settings):
-        to = build("ray", lambda place: RayPieces(place, workers=2))
+        to = build("ray", lambda place: RayPieces(place, workers=2, cpus=0.5))
     index, exact = load_faiss(to, vectors), FlatIndex(vectors)
     allowed = np.arange(30_000) % 3 == 0
     rows = [(index.search(q, 10, allowed=allowed)[0], exact.search(q, 10, allowed=allowed)[0]) for q in vectors[:50]]

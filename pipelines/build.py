@@ -271,14 +271,16 @@ class Builder:
     def _index(self, embeddings: Artifact, shape: tuple[int, int]) -> Artifact:
         """Build the index, in pieces where the memory of the settings asks for it."""
         recall, memory = self._settings.index_recall, self._settings.index_memory_bytes
+        # As `reembed` cuts it, whoever builds: else `build` and `reembed` would make each other's index anew.
+        at_once = self._settings.embedding.workers
         inputs: dict[str, Any] = {"embeddings": embeddings.ref, "recall": recall}
         pieces = len(plan(*shape, memory_bytes=memory))
         if pieces > 1:
-            inputs["pieces"] = len(plan(*shape, memory_bytes=memory // self._pieces.workers))
+            inputs["pieces"] = len(plan(*shape, memory_bytes=memory // at_once))
 
         def make(to: Path) -> Mapping[str, Any]:
-            of: dict[str, Any] = {"recall": recall, "memory_bytes": memory, "runner": self._pieces}
-            return build_index(self._artifacts, embeddings, to, **of, progress=self._progress)
+            of: dict[str, Any] = {"recall": recall, "memory_bytes": memory, "at_once": at_once}
+            return build_index(self._artifacts, embeddings, to, **of, runner=self._pieces, progress=self._progress)
 
         made = self._step("index", inputs, make)
         if not self._steps[-1].reused:

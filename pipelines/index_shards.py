@@ -47,9 +47,6 @@ class PieceWork:
 class PieceRunner(Protocol):
     """Builds pieces. `InlinePieces` does it here, `RayPieces` with tasks of Ray."""
 
-    workers: int
-    """How many it builds at the same time, which share the memory."""
-
     def __call__(self, artifacts: ArtifactStore, work: Sequence[PieceWork]) -> Iterable[str]:
         """Build every piece into the artifact store and yield its key, in any order. Finished ones stay finished."""
         ...
@@ -57,8 +54,6 @@ class PieceRunner(Protocol):
 
 class InlinePieces:
     """Builds pieces in this process, one after another."""
-
-    workers = 1
 
     def __call__(self, artifacts: ArtifactStore, work: Sequence[PieceWork]) -> Iterable[str]:
         """See `PieceRunner`."""
@@ -73,6 +68,7 @@ class RayPieces:
 
     place: Callable[[], ArtifactStore]
     workers: int
+    """Most tasks at the same time, which share the memory."""
     cpus: float
     """That Ray sets aside for a task, which waits until they are free."""
 
@@ -103,13 +99,15 @@ def build_index(
     *,
     recall: float,
     memory_bytes: int,
+    at_once: int = 1,
     runner: PieceRunner | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Build the index of `embeddings` into the folder `to`, with at most about `memory_bytes` for vectors and index.
 
-    Returns facts for the manifest. In one piece where that fits, which is faster to search. Raises ValueError when the
-    bound is too small for any piece.
+    Returns facts for the manifest. In one piece where that fits, which is faster to search; else in pieces of which
+    `at_once` can be built at the same time, however many the runner builds. Raises ValueError when the bound is too
+    small for any piece.
     """
     runner = runner or InlinePieces()
     vectors = np.load(str(embeddings.path / EMBEDDINGS_FILE), mmap_mode="r", allow_pickle=False)
@@ -117,7 +115,7 @@ def build_index(
     size = {"items": rows, "dimension": dimension}
     if len(plan(rows, dimension, memory_bytes=memory_bytes)) == 1:
         return {**_build(vectors, to, INDEX_FILE, recall), **size}
-    shards = plan(rows, dimension, memory_bytes=memory_bytes // runner.workers)
+    shards = plan(rows, dimension, memory_bytes=memory_bytes // at_once)
     work = [PieceWork(embeddings.ref, shard, recall) for shard in shards]
     pieces = Pieces(artifacts)
     left = [one for one in work if not pieces.holds(one.key)]

@@ -39,8 +39,8 @@ DRIVER = """
             embeddings = artifacts.get(artifacts.put("embeddings", Path(made), {}))
         to = folder / f"{name}-index"
         to.mkdir()
-        memory = 9_000_000 // 2 * runner(place).workers
-        facts = build_index(artifacts, embeddings, to, recall=0.98, memory_bytes=memory, runner=runner(place))
+        of = {"recall": 0.98, "memory_bytes": 9_000_000, "at_once": 2}
+        facts = build_index(artifacts, embeddings, to, **of, runner=runner(place))
         files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(to.iterdir())}
         found[name] = {"shards": facts["shards"], "files": files}
         return to

@@ -19,6 +19,7 @@ from models.store.port import MAX_EVENTS_PER_CALL, StoreUnavailable
 from pipelines.build import Builder
 from pipelines.dataset import Dataset
 from pipelines.materialise import materialise
+from pipelines.index_shards import RayPieces
 from pipelines.settings import PipelinesSettings
 
 STEPS = ["catalog", "embeddings", "index", "behaviour", "statistics"]
@@ -269,12 +270,16 @@ def test_a_catalog_beyond_the_memory_of_the_settings_gets_an_index_in_pieces_tha
     words = [f"word{n}" for n in range(300)]
     many = [Item(f"i{n:05}", " ".join(rng.choice(words, 4))) for n in range(3000)]
     dataset = Dataset("many", many, EventLog.empty())
-    small = QUICK.model_copy(update={"index_memory_bytes": 1100 * 32 * 4 * 3})
+    at_once = QUICK.embedding.workers
+    small = QUICK.model_copy(update={"index_memory_bytes": at_once * 1100 * 32 * 4 * 3})
     bench = Bench(tmp_path)
     whole, pieces = bench.build(dataset), bench.build(dataset, settings=small)
     meta = bench.artifacts.meta(pieces.release.artifacts["index"])
     assert meta["shards"] == 3 and sum(p["stop"] - p["start"] for p in meta["pieces"]) == 3000
     assert [s.reused for s in bench.build(dataset, settings=small).steps] == [True] * 5
+    # `reembed` builds with Ray; what `build` made in one process serves it as it is.
+    ray = RayPieces(lambda: bench.artifacts, workers=at_once + 1, cpus=1.0)
+    assert [s.reused for s in bench.build(dataset, settings=small, pieces=ray).steps] == [True] * 5
     fs, root = bench.artifacts.place
     assert fs.ls(f"{root}/index-pieces") == []
     facts = check_release(

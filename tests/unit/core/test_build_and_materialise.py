@@ -18,8 +18,8 @@ from models.store.memory import MemoryStore
 from models.store.port import MAX_EVENTS_PER_CALL, StoreUnavailable
 from pipelines.build import Builder
 from pipelines.dataset import Dataset
-from pipelines.materialise import materialise
 from pipelines.index_shards import RayPieces
+from pipelines.materialise import materialise
 from pipelines.settings import PipelinesSettings
 
 STEPS = ["catalog", "embeddings", "index", "behaviour", "statistics"]

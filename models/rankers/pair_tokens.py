@@ -36,6 +36,13 @@ class Text:
     length: int
 
 
+class _Kept:
+    """What all `PairTokens` of one model share; started over in all of them at once."""
+
+    def __init__(self) -> None:
+        self.texts: dict[TextKey, Text] = {}
+
+
 class PairTokens:
     """Makes the pairs of one catalog. Safe between threads: the cache only ever gains equal entries."""
 
@@ -58,7 +65,7 @@ class PairTokens:
         self._tokenizer, self._catalog = tokenizer, catalog
         self._pad = int(tokenizer.pad_token_id or 0)
         self._cached_items, self._split_special = cached_items, split_special
-        self._items: dict[TextKey, Text] = {}
+        self._kept = _Kept()
         self._lock = threading.Lock()
 
     def over(self, catalog: ItemCatalog) -> PairTokens:
@@ -86,10 +93,10 @@ class PairTokens:
         return tokens, types if self.template.types is not None else None, mask
 
     def _item_texts(self, wanted: Sequence[int]) -> list[Text]:
-        items = self._items
+        items = self._kept.texts
         if len(items) > self._cached_items:
             # Starting over costs one tokenisation per item; keeping count of use would cost every request.
-            items = self._items = {}
+            items = self._kept.texts = {}
         texts = {_key(text): text for text in map(self._catalog.document, wanted)}
         missing = [key for key in texts if key not in items]
         if missing:

@@ -8,6 +8,7 @@ from models.candidates import Candidates
 from models.catalog import Item, ItemCatalog, write_catalog
 from models.rankers.compressed import RankerError
 from models.rankers.load import load_ranker
+from models.rankers.pair_tokens import PairTokens
 from models.rankers.pairs import budget_batches, longest_first, pair_template
 from models.rankers.text import TextRanker
 
@@ -185,3 +186,15 @@ def test_over_a_catalog_with_changed_texts_only_those_are_computed_again(folder,
     assert set(changed.tolist()) == {3, 7}
     fresh = TextRanker.load(folder, films(3, 7, 99), device="cpu", engine="packed")
     assert np.abs(fresh.score(make_query(), make_candidates(range(10))) - after).max() <= 1e-4
+
+
+def test_starting_over_in_one_catalog_starts_over_in_all(folder, catalog, monkeypatch):
+    ranker = TextRanker.load(folder, catalog, device="cpu", engine="transformers", cached_items=4)
+    grown = ranker.over(catalog)
+    ranker._tokens.of("liked", range(5))
+    grown._tokens.of("liked", range(2))
+    encoded = []
+    whole = PairTokens._encode
+    monkeypatch.setattr(PairTokens, "_encode", lambda self, texts: encoded.extend(texts) or whole(self, texts))
+    ranker._tokens.of("liked", range(2))
+    assert encoded == ["liked"]

@@ -244,6 +244,9 @@ class ReleaseBundle:
 
         if "ranker" not in self.folders:
             return None
+        if self.alone is not None:
+            of = self.alone.feature_weights
+            return None if of is None else of.over(self.catalog, self.embeddings, self.statistics)
         return FeatureWeights.load(self.folders["ranker"], self.catalog, self.embeddings, self.statistics)
 
 

@@ -8,6 +8,7 @@ feature and is not weighed here. Called when evidence is built; scores nothing.
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,22 @@ _HEAD = ("head.mean", "head.scale", "head.linear", "head.in", "head.in_bias", "h
 
 
 class FeatureWeights:
-    """The fusion head of one release. Immutable after construction and safe between threads."""
+    """The fusion head of one release. Builds its tables on first use; safe between threads."""
 
-    def __init__(self, head: dict[str, Floats], features: FusionFeatures) -> None:
+    def __init__(
+        self, head: dict[str, Floats], catalog: ItemCatalog, embeddings: Floats, statistics: ItemStatistics
+    ) -> None:
         """`head` holds the tensors of `network.head_logits` by name."""
-        self._head, self._features = head, features
+        self._head, self._parts = head, (catalog, embeddings, statistics)
+
+    def over(self, catalog: ItemCatalog, embeddings: Floats, statistics: ItemStatistics) -> FeatureWeights:
+        """Return the same head over another catalog; nothing is read or built."""
+        return FeatureWeights(self._head, catalog, embeddings, statistics)
+
+    @cached_property
+    def features(self) -> FusionFeatures:
+        """The tables that features are looked up in; built when they are first read."""
+        return FusionFeatures(*self._parts)
 
     @classmethod
     def load(
@@ -44,7 +56,7 @@ class FeatureWeights:
             return None
         with safe_open(str(folder / WEIGHTS_FILE), framework="numpy") as stored:
             head = {name: stored.get_tensor(name) for name in _HEAD}
-        return cls(head, FusionFeatures(catalog, embeddings, statistics))
+        return cls(head, catalog, embeddings, statistics)
 
     def strongest(
         self, query: RetrievalQuery, candidates: Candidates, picked: npt.NDArray[np.int64]
@@ -55,7 +67,7 @@ class FeatureWeights:
         """
         if not len(picked):
             return []
-        drops = self.drops(self._features.build(query, candidates)[picked])
+        drops = self.drops(self.features.build(query, candidates)[picked])
         best = drops.argmax(axis=1)
         return [FEATURE_NAMES[b] if drops[at, b] > 0 else None for at, b in enumerate(best.tolist())]
 

@@ -192,4 +192,7 @@ def warm_ranking(bundle: ReleaseBundle) -> None:
 
 def warm_edge(bundle: ReleaseBundle) -> None:
     """Load what the ingress reads: evidence and the popular fallback."""
-    _ = bundle.behaviour, bundle.popularity_rank, bundle.trending_rank, bundle.masks, bundle.feature_weights
+    _ = bundle.behaviour, bundle.popularity_rank, bundle.trending_rank, bundle.masks
+    # Items change often and weights are read for reasons alone: what was grown builds its tables on first use.
+    if bundle.alone is None and bundle.feature_weights is not None:
+        _ = bundle.feature_weights.features

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ from models.rankers.fusion import FEATURE_NAMES
 from models.rankers.inputs import POPULARITY_COLUMNS, label_vocabulary
 from models.rankers.network import NetworkShape, initialise
 from models.retrieval.query import AttributeFilter, RetrievalQuery
+from serve.deployments.replica import warm_edge
 
 NOW = 1_760_000_000_000
 
@@ -127,3 +130,18 @@ def test_the_compressed_ranker_scores_new_items_from_their_content(tiny) -> None
     assert np.isfinite(scores).all()
     assert len(scores) == len(found)
     assert len(tiny.bundle.catalog) in found.rows
+
+
+def test_warming_an_ingress_after_a_change_reads_no_ranker_and_builds_no_tables(tiny, tmp_path) -> None:
+    labels = label_vocabulary(tiny.bundle.catalog)
+    shape = NetworkShape(text_dim=32, labels=len(labels), numbers=1 + POPULARITY_COLUMNS, features=len(FEATURE_NAMES))
+    names, hashes = ["year"], np.sort(tiny.bundle.catalog.hashes)
+    CompressedModel(shape, initialise(shape, seed=0), labels, names, hashes, PlattScaling(1.0, 0.0)).save(tmp_path)
+    base = replace(tiny.bundle, folders={**tiny.bundle.folders, "ranker": tmp_path})
+    warm_edge(base)
+    assert base.feature_weights is not None and "features" in vars(base.feature_weights)
+    grown = changed(base, put("new-1", "quixotic zeppelin"))
+    warm_edge(grown)
+    assert "feature_weights" not in vars(grown)
+    assert grown.feature_weights is not None
+    assert grown.feature_weights._head is base.feature_weights._head

@@ -68,3 +68,13 @@ def test_another_ranker_has_no_such_features(folder, catalog, embeddings, statis
 def test_reading_it_needs_no_torch() -> None:
     code = "import sys, models.rankers.weighing; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_head_over_another_catalog_builds_no_tables_before_they_are_read(
+    weights, catalog, embeddings, statistics, make_query, make_candidates
+) -> None:
+    grown = weights.over(catalog, embeddings, statistics)
+    assert "features" not in vars(grown)
+    asked = make_query(), make_candidates(range(10)), np.arange(10)
+    assert grown.strongest(*asked) == weights.strongest(*asked)
+    assert "features" in vars(grown)

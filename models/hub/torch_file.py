@@ -9,6 +9,7 @@ safetensors; nothing that serves reads such files.
 from __future__ import annotations
 
 import io
+import math
 import pickletools
 import zipfile
 from collections.abc import Callable, Mapping
@@ -68,7 +69,11 @@ def read_tensors(file: Path) -> dict[str, npt.NDArray[Any]]:
         raise HubError(f"{file.name}: larger than {MOST_BYTES} bytes; use a model that comes as safetensors")
     try:
         parts = _zipped(file) if zipfile.is_zipfile(file) else _legacy(file)
-        return {str(name): _array(tensor, parts[1]) for name, tensor in _state(parts[0]).items()}
+        state = _state(parts[0])
+        # A stride of 0 makes a large tensor of a small storage, and many tensors may share one.
+        if sum(math.prod(t.shape) * np.dtype(t.storage.dtype).itemsize for t in state.values()) > MOST_BYTES:
+            raise HubError(f"{file.name}: its tensors take more than {MOST_BYTES} bytes")
+        return {name: _array(tensor, parts[1]) for name, tensor in state.items()}
     except HubError:
         raise
     except Exception as error:
@@ -108,7 +113,7 @@ def _legacy(file: Path) -> tuple[Any, Callable[[_Storage], bytes]]:
     return tree, lambda storage: data[storage.key]
 
 
-def _state(tree: Any) -> dict[Any, Any]:
+def _state(tree: Any) -> dict[str, _Tensor]:
     """Return the state dictionary, or the one inside a checkpoint that holds it under that name."""
     if isinstance(tree, dict) and isinstance(tree.get("state_dict"), dict):
         tree = tree["state_dict"]
@@ -122,6 +127,8 @@ def _array(tensor: _Tensor, data: Callable[[_Storage], bytes]) -> npt.NDArray[An
     reach = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride, strict=True)) + 1
     if len(flat) != tensor.storage.size or min((tensor.offset, *tensor.shape, *tensor.stride)) < 0 or reach > len(flat):
         raise HubError("a tensor lies outside of its storage")
+    if math.prod(tensor.shape) > len(flat):
+        raise HubError("a tensor is larger than its storage")
     strides = tuple(s * flat.itemsize for s in tensor.stride)
     view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides, writeable=False)
     # In the order of its axes, whatever lies behind it: writers of safetensors take the memory as it is.
@@ -169,10 +176,10 @@ class _Reader:
                 stack[-count:] = [tuple(stack[-count:])]
             case "SETITEM":
                 value, key = stack.pop(), stack.pop()
-                stack[-1][key] = value
+                stack[-1][_text(key)] = value
             case "SETITEMS":
                 pairs = self._marked()
-                stack[-1].update(zip(pairs[::2], pairs[1::2], strict=True))
+                stack[-1].update(zip(map(_text, pairs[::2]), pairs[1::2], strict=True))
             case "APPEND":
                 value = stack.pop()
                 stack[-1].append(value)
@@ -206,7 +213,14 @@ class _Reader:
         kind, of, key, _, size, *_ = given
         if kind != "storage" or of.name not in _DTYPES:
             raise HubError("the file refers to something that is no storage of numbers")
-        return self.storages.setdefault(key, _Storage(_DTYPES[of.name], key, int(size)))
+        return self.storages.setdefault(_text(key), _Storage(_DTYPES[of.name], key, int(size)))
+
+
+def _text(key: Any) -> str:
+    """Return a key. Raises HubError for what is no text: to hash or print deeply nested tuples can end the process."""
+    if not isinstance(key, str):
+        raise HubError("a key that is no text")
+    return key
 
 
 def _made(function: Any, arguments: Any) -> Any:

@@ -106,6 +106,36 @@ def test_a_tensor_outside_of_its_storage_is_refused(tmp_path) -> None:
         read_tensors(changed)
 
 
+@pytest.mark.parametrize("several", [True, False])
+def test_keys_that_are_no_text_are_refused_before_they_are_hashed(tmp_path, several: bool) -> None:
+    file, key = tmp_path / "model.pth", b")" + b"\x85" * 40
+    pickled = b"\x80\x02}" + (b"(" + key + b"K\x01u." if several else key + b"K\x01s.")
+    with zipfile.ZipFile(file, "w") as target:
+        target.writestr("model/data.pkl", pickled)
+    with pytest.raises(HubError, match="a key that is no text"):
+        read_tensors(file)
+
+
+def test_a_storage_key_that_is_no_text_is_refused(tmp_path) -> None:
+    given = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n)X\x03\x00\x00\x00cpuK\x04tQ."
+    with zipfile.ZipFile(tmp_path / "model.pth", "w") as target:
+        target.writestr("model/data.pkl", b"\x80\x02" + given)
+    with pytest.raises(HubError, match="a key that is no text"):
+        read_tensors(tmp_path / "model.pth")
+
+
+def test_a_small_storage_makes_no_large_tensors(tmp_path, monkeypatch) -> None:
+    file = tmp_path / "model.pth"
+    torch.save({"w": torch.zeros(1).expand(1000)}, file)
+    with pytest.raises(HubError, match="larger than its storage"):
+        read_tensors(file)
+    shared = torch.zeros(1000)
+    torch.save({str(n): shared for n in range(20)}, file)
+    monkeypatch.setattr("models.hub.torch_file.MOST_BYTES", 40_000)
+    with pytest.raises(HubError, match="tensors take more than"):
+        read_tensors(file)
+
+
 def test_another_network_than_efficientnet_lite0_is_refused_and_leaves_nothing(tmp_path) -> None:
     torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(HubError, match="belongs to no EfficientNet-Lite0"):

@@ -1,7 +1,7 @@
 """The body of `raycommend reembed`: the catalog's vectors anew with Ray Data, and a release of them.
 
-Everything else of the release is made by the same builder as `build`, which reuses what is unchanged. A ranker reads
-vectors, so it is kept while the encoder stays the same and trained anew for another one.
+Everything else of the release is made by the same builder as `build`, which reuses what is unchanged. A ranker
+learned from one data set and reads vectors, so it is kept while both stay the same, else made anew.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def reembed(settings: Settings, wish: Wish) -> tuple[BuildReport, dict[str, Any]
             max_unread=settings.pipelines.embedding.max_unread_media,
         )
         with Pace(say) as pace:
-            kept = before if _same_encoder(workspace, before) else None
+            kept = before if _ranker_stays(workspace, before, dataset) else None
             try:
                 report = build_release(
                     settings,
@@ -171,9 +171,9 @@ def _dataset(settings: Settings, workspace: Workspace, wish: Wish) -> Dataset:
     return changed
 
 
-def _same_encoder(workspace: Workspace, before: Release | None) -> bool:
-    """Whether the release before has vectors that mix with ours, so that its ranker can read them."""
-    if before is None:
+def _ranker_stays(workspace: Workspace, before: Release | None, dataset: Dataset) -> bool:
+    """Whether the ranker of the release before goes on: it is of this data set and reads vectors like ours."""
+    if before is None or before.notes.get("dataset") != dataset.name:
         return False
     space = workspace.artifacts().meta(before.artifacts["embeddings"]).get("space")
     return bool(space == workspace.encoder_spec().space)

@@ -162,6 +162,8 @@ class Builder:
         if before is not None:
             references |= {kind: ref for kind, ref in before.artifacts.items() if kind in ("ranker", SECOND_RANKER)}
             notes["ranker"] = before.notes.get("ranker", {})
+            if "cascade" in before.notes:
+                notes["cascade"] = before.notes["cascade"]
         elif self._settings.train_ranker:
             notes["ranker"] = self._rank(dataset, catalog, embeddings, {**events, "embeddings": embedding_step.ref})
             # Measured on validation events: a ranker below retrieval order is kept, but not switched on.

@@ -104,7 +104,7 @@ def _legacy(file: Path) -> tuple[Any, Callable[[_Storage], bytes]]:
         tree, keys = reader.run(), _Reader(source).run()
         data: dict[str, bytes] = {}
         for key in keys:
-            dtype, size = reader.storages[key].dtype, int.from_bytes(source.read(8), "little")
+            dtype, size = reader.storages[_text(key)].dtype, int.from_bytes(source.read(8), "little")
             if size != reader.storages[key].size:
                 raise HubError(
                     f"{file.name}: a storage holds {size} values, {reader.storages[key].size} were announced"

@@ -94,9 +94,24 @@ class MemoryItemLog:
 class RedisItemLog(RedisStore):
     """An `ItemLog` on a server: one stream per tenant whose entry ids are the sequence numbers."""
 
-    def __init__(self, url: str, *, limit: int = 20_000, cluster: bool = False, connections: int = 4) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        limit: int = 20_000,
+        cluster: bool = False,
+        connections: int = 4,
+        write_timeout_s: float = 0.5,
+        connect_timeout_s: float = 0.1,
+    ) -> None:
         """`limit` bounds the number of changes that wait for a release to take them in."""
-        super().__init__(url, cluster=cluster, connections=connections)
+        super().__init__(
+            url,
+            cluster=cluster,
+            connections=connections,
+            write_timeout_s=write_timeout_s,
+            connect_timeout_s=connect_timeout_s,
+        )
         self._limit = limit
 
     async def append_item(self, tenant: str, change: ItemChange) -> int:

@@ -19,7 +19,15 @@ async def log(fresh) -> AsyncIterator[ItemLog]:
     opened: ItemLog = (
         MemoryItemLog(limit=limit)
         if fresh.kind == "memory"
-        else RedisItemLog(fresh.servers[0].url, cluster=fresh.kind == "cluster", limit=limit, connections=32)
+        # Patient, as in the tests of the streams: what is asked here is order, on a machine that may be busy.
+        else RedisItemLog(
+            fresh.servers[0].url,
+            cluster=fresh.kind == "cluster",
+            limit=limit,
+            connections=32,
+            write_timeout_s=5.0,
+            connect_timeout_s=2.0,
+        )
     )
     yield opened
     await opened.close()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,3 +137,25 @@ class Replica:
             await board.report("main", Standing("r1", held))
             await asyncio.sleep(0.05)
         await board.close()
+
+
+@pytest.fixture
+def run_driver(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Return what runs a script in its own process, which may start a Ray, and reads the JSON line it ends with."""
+
+    def run(program: str, *, timeout_s: float) -> dict[str, Any]:
+        script = tmp_path / "driver.py"
+        script.write_text(textwrap.dedent(program))
+        done = subprocess.run(
+            [sys.executable, "-P", str(script), str(tmp_path)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"},
+            timeout=timeout_s,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    return run

@@ -1,12 +1,5 @@
 """An index in pieces built by Ray for real, from a catalog to a release: as one process builds it, bit for bit."""
 
-import json
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-
 import pytest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
@@ -56,19 +49,8 @@ DRIVER = """
 """
 
 
-def test_pieces_built_by_ray_are_those_of_one_process(tmp_path) -> None:
-    script = tmp_path / "driver.py"
-    script.write_text(textwrap.dedent(DRIVER))
-    done = subprocess.run(
-        [sys.executable, "-P", str(script), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"},
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_pieces_built_by_ray_are_those_of_one_process(run_driver) -> None:
+    found = run_driver(DRIVER, timeout_s=200)
     assert found["ray"]["shards"] == found["inline"]["shards"] == 3
     assert found["ray"]["files"] == found["inline"]["files"]
     assert found["same"] == 50

@@ -1,12 +1,5 @@
 """A node that dies in the middle of an embedding job costs its open blocks, not the job."""
 
-import json
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-
 import pytest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
@@ -84,19 +77,8 @@ DRIVER = """
 """
 
 
-def test_a_node_that_dies_costs_its_open_blocks_and_the_result_is_the_same(tmp_path) -> None:
-    script = tmp_path / "driver.py"
-    script.write_text(textwrap.dedent(DRIVER))
-    done = subprocess.run(
-        [sys.executable, "-P", str(script), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"},
-        timeout=220,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_a_node_that_dies_costs_its_open_blocks_and_the_result_is_the_same(run_driver) -> None:
+    found = run_driver(DRIVER, timeout_s=220)
     assert found["lost"] and found["dead"] == found["lost"] and found["before"] >= 1
     assert found["same"]
     assert 12_000 <= found["encoded"] <= 12_000 + 3 * 1024

@@ -34,7 +34,7 @@ from models.rankers.text_fusion import FusedTextRanker
 from models.retrieval.engine import RetrievalEngine
 from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings
-from pipelines.dataset import digest_events
+from pipelines.digests import digest_events
 from pipelines.evaluation.ablation import only
 from pipelines.importers.amazon import TEST_MS, VALID_END_MS, VALID_MS
 from pipelines.makers import key_of

@@ -30,8 +30,8 @@ from models.rankers.settings import RankerSettings
 from models.releases import Release, new_release
 from models.retrieval.settings import RetrievalSettings
 from models.shards import plan
-from pipelines.dataset import Dataset, digest_events
-from pipelines.digests import digest_fold, digest_items
+from pipelines.dataset import Dataset
+from pipelines.digests import digest_events, digest_fold, digest_items
 from pipelines.embedding.assemble import Embedder
 from pipelines.embedding.blocks import EncoderSpec
 from pipelines.embedding.runners import InlineRunner

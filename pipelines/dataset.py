@@ -6,7 +6,6 @@ declared something about themselves, `users.parquet`. Knows nothing of where the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -103,15 +102,6 @@ def read_dataset(folder: Path) -> Dataset:
     if (len(items), len(events), len(users)) != (head["items"], head["events"], head["users"]):
         raise DatasetError(f"{folder}: holds other counts than {_HEAD} says; import it again")
     return Dataset(head["name"], items, events, users, head["licence"], head["left_out"])
-
-
-def digest_events(log: EventLog) -> str:
-    """Return the sha256 of a log as hex: what tells whether something was made of the same events."""
-    digest = hashlib.sha256()
-    for column in (log.types, log.values, log.timestamps_ms):
-        digest.update(column.tobytes())
-    digest.update("\n".join(f"{u}\t{i}" for u, i in zip(log.user_ids, log.item_ids, strict=True)).encode())
-    return digest.hexdigest()
 
 
 def _items_table(items: list[Item]) -> Any:

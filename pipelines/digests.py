@@ -1,4 +1,4 @@
-"""What a build step was made from, as digests: the same data gives the same artifact. Called by `build`."""
+"""What something was made from, as digests: the same data gives the same artifact. Called by `build` and trainings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+from models.events import EventLog
 from pipelines.dataset import Dataset
 from pipelines.fold import Fold
 
@@ -24,4 +25,13 @@ def digest_items(dataset: Dataset) -> str:
         if item.media:
             parts.append(sorted(item.media.items()))
         digest.update(json.dumps(parts, ensure_ascii=True).encode())
+    return digest.hexdigest()
+
+
+def digest_events(log: EventLog) -> str:
+    """Return the sha256 of a log as hex: what tells whether something was made of the same events."""
+    digest = hashlib.sha256()
+    for column in (log.types, log.values, log.timestamps_ms):
+        digest.update(column.tobytes())
+    digest.update("\n".join(f"{u}\t{i}" for u, i in zip(log.user_ids, log.item_ids, strict=True)).encode())
     return digest.hexdigest()

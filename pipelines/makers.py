@@ -21,7 +21,8 @@ from models.media.layout import Layout
 from models.progress import Progress, silent
 from models.rankers.fusion import FEATURE_NAMES
 from models.retrieval.settings import RetrievalSettings
-from pipelines.dataset import Dataset, digest_events
+from pipelines.dataset import Dataset
+from pipelines.digests import digest_events
 from pipelines.settings import PipelinesSettings
 from pipelines.training.checkpoint import Checkpoint
 

@@ -135,9 +135,9 @@ class RetrievalEngine:
         # is asked about items is not ranked.
         asked = [s for s in self._sources if not query.about_seeds or weights.of(s) > 0 or s is Source.popular]
         opinions = {s: o for s in asked if (o := self._ask(s, query, state)) is not None}
-        depth = max(query.n, self.settings.source_depth)
+        depths = {s: self.settings.depth_of(s, query.n) for s in opinions}
         proposing = (s for s in opinions if weights.of(s) > 0 or s is Source.popular)
-        found = {s: self._top(s, opinions[s], depth, allowed, query) for s in proposing}
+        found = {s: self._top(s, opinions[s], depths[s], allowed, query) for s in proposing}
         if len(self.catalog) <= DENSE_BELOW or query.only_items is not None:
             rows = np.flatnonzero(allowed).astype(np.int32)
         else:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.candidates import Source
 
 Weight = Annotated[float, Field(ge=0)]
+SourceName = Literal[
+    "semantic",
+    "collaborative",
+    "sequential",
+    "neighbours",
+    "trending",
+    "repeat",
+    "fresh",
+    "similar",
+    "cluster",
+    "declared",
+]
 
 
 class SourceWeights(BaseModel):
@@ -118,3 +130,10 @@ class RetrievalSettings(BaseModel):
     """At most this many fresh items are compared, newest first."""
     source_depth: int = Field(default=200, ge=1, le=10_000)
     """On large catalogs each source is asked for this many items (or the wanted number, if that is larger)."""
+    source_depths: dict[SourceName, Annotated[int, Field(ge=1, le=10_000)]] = Field(default_factory=dict)
+    """Sources that are asked for another number, by name."""
+
+    def depth_of(self, source: Source, wanted: int) -> int:
+        """Return how many items `source` is asked for where the answer has `wanted`."""
+        general = max(wanted, self.source_depth)
+        return self.source_depths.get(cast(SourceName, source.name), general)

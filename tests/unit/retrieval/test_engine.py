@@ -176,6 +176,26 @@ def test_a_source_of_weight_zero_proposes_nothing_but_is_still_scored(
     assert found.source_scores[:, COLUMN_OF[Source.neighbours]].any()
 
 
+def test_a_source_proposes_no_more_than_its_own_budget_and_the_list_is_full(
+    catalog: ItemCatalog, log: EventLog, embeddings: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (engine_module, sources_module):
+        monkeypatch.setattr(module, "DENSE_BELOW", 0)
+
+    def proposed(**depths: int) -> tuple[int, int]:
+        settings = RetrievalSettings(source_depths=depths)
+        parts = (FlatIndex(embeddings), fit_behaviour(log, catalog), fit_statistics(log, catalog), settings)
+        engine = RetrievalEngine(catalog, embeddings, *parts)
+        found = engine.retrieve(RetrievalQuery(n=20, now_ms=NOW, user=user("i3", "i4")))
+        return int((found.sources & np.uint16(Source.semantic) > 0).sum()), len(found)
+
+    assert proposed()[0] > 3
+    few, listed = proposed(semantic=3)
+    assert 1 <= few <= 3 and listed == 20
+    with pytest.raises(ValueError, match="popular"):
+        RetrievalSettings(source_depths={"popular": 1})  # type: ignore[dict-item]
+
+
 filters = st.fixed_dictionaries(
     {},
     optional={

@@ -107,14 +107,14 @@ async def test_a_link_carries_the_later_declaration_over_and_forgets_it_in_the_s
 
 
 async def test_a_session_s_declaration_lives_as_long_as_its_last_event_and_a_user_s_for_ever(open_profiles) -> None:
-    store = await open_profiles(limits=StoreLimits(session_s=0.6))
+    store = await open_profiles(limits=StoreLimits(session_s=1.5))
     await declare(store, SESSION, said(1))
     await declare(store, "u1", said(2))
-    await _pass(store, 400)
-    await store.append("main", [click(1, SESSION)], now_ms=NOW + 400)
-    await _pass(store, 800)
+    await _pass(store, 1000)
+    await store.append("main", [click(1, SESSION)], now_ms=NOW + 1000)
+    await _pass(store, 1800)
     assert says(await fetch(store, None, SESSION), said(1))
-    await _pass(store, 1200)
+    await _pass(store, 3000)
     assert (await fetch(store, None, SESSION)).declared is None
     assert says(await fetch(store), said(2))
 

@@ -88,6 +88,17 @@ def current(settings: Settings, *, tenant: str = DEFAULT_TENANT) -> tuple[Releas
     return with_store(settings, run, tenant=tenant)
 
 
+def release_now(settings: Settings, *, reachable: bool, tenant: str = DEFAULT_TENANT) -> Release | None:
+    """Return the release that the next one goes on from: the one served, where a store is `reachable`, else the newest.
+
+    After a rollback they differ, and what was taken back must not come again. Only one by the encoder of the settings
+    counts: nothing goes on from other vectors.
+    """
+    workspace = Workspace(settings)
+    served = current(settings, tenant=tenant)[0] if reachable else None
+    return served if served is not None and workspace.is_ours(served, tenant) else workspace.newest_release(tenant)
+
+
 def rollback(settings: Settings, *, to: str | None = None, tenant: str = DEFAULT_TENANT) -> tuple[Release, Swap]:
     """Publish the release that was served before, or `to`, which must still fit the item log.
 

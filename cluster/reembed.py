@@ -19,8 +19,9 @@ from cluster.config import Settings
 from cluster.console import Pace, say
 from cluster.errors import OperatorError
 from cluster.prepare import build_release, keep_release
-from cluster.publish import waiting_changes
+from cluster.publish import release_now, waiting_changes
 from cluster.ray_job import job_ray
+from cluster.stack import online
 from cluster.workspace import Workspace
 from models.artifacts import ArtifactError, ArtifactStore
 from models.encoder import load_encoder
@@ -58,7 +59,7 @@ def reembed(settings: Settings, wish: Wish) -> tuple[BuildReport, dict[str, Any]
     if wish.encoder is not None:
         settings = with_encoder(settings, wish.encoder)
     workspace = Workspace(settings)
-    before = workspace.newest_release()
+    before = workspace.newest_release()  # of vectors the newest are best, whatever is served: they go by their text
     with job_ray(settings, say=say):
         dataset = _dataset(settings, workspace, wish)
         runner = RayRunner(_places(settings, workspace), encoder_of(settings, workspace), settings.pipelines.embedding)
@@ -71,14 +72,13 @@ def reembed(settings: Settings, wish: Wish) -> tuple[BuildReport, dict[str, Any]
             max_unread=settings.pipelines.embedding.max_unread_media,
         )
         with Pace(say) as pace:
-            kept = before if _ranker_stays(workspace, before, dataset) else None
             try:
                 report = build_release(
                     settings,
                     dataset,
                     embedder=embedder,
                     progress=pace.report,
-                    keep_ranker_of=kept,
+                    keep_ranker_of=kept_ranker(settings, dataset),
                     pieces=_pieces(settings, workspace),
                 )
             finally:
@@ -169,6 +169,12 @@ def _dataset(settings: Settings, workspace: Workspace, wish: Wish) -> Dataset:
     changed = replace(dataset, items=items, events=dataset.events.take(np.flatnonzero(kept)), left_out=left_out)
     write_dataset(changed, workspace.dataset_folder(wish.dataset))
     return changed
+
+
+def kept_ranker(settings: Settings, dataset: Dataset) -> Release | None:
+    """Return the release whose ranker goes on: the one served now, where it stays; after a rollback not the newest."""
+    before = release_now(settings, reachable=online(settings))
+    return before if _ranker_stays(Workspace(settings), before, dataset) else None
 
 
 def _ranker_stays(workspace: Workspace, before: Release | None, dataset: Dataset) -> bool:

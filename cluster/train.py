@@ -18,14 +18,15 @@ from cluster.config import Settings
 from cluster.console import bars, say, stderr
 from cluster.errors import OperatorError
 from cluster.prepare import build_release, embedder_here, keep_release
+from cluster.publish import release_now
 from cluster.ray_job import job_ray
+from cluster.stack import online
 from cluster.workspace import Workspace
 from models.artifacts import Artifact
 from models.consumer.event_log import read_event_log
 from models.events import EventLog
 from models.hub import resolve
 from models.progress import Progress
-from models.releases import Release
 from pipelines.dataset import Dataset
 from pipelines.makers import CompressedTraining, RankerMaker
 from pipelines.text_maker import TextTraining
@@ -76,8 +77,7 @@ def train(settings: Settings, wish: Wish) -> dict[str, Any]:
     started = time.monotonic()
     workspace = Workspace(settings)
     data = workspace.dataset(wish.dataset)
-    before = workspace.newest_release()
-    served = _served(workspace, before, data)
+    served = served_ranker(settings, data)
     live = read_event_log(workspace.events / DEFAULT_TENANT)
     _check(served, wish)
     since = _since(served) if wish.incremental else None
@@ -157,11 +157,12 @@ def _maker(
     )
 
 
-def _served(workspace: Workspace, before: Release | None, data: Dataset) -> Artifact | None:
+def served_ranker(settings: Settings, data: Dataset) -> Artifact | None:
     """Return the ranker served now, verified; None where there is none, or one of other data: nothing to compare."""
+    before = release_now(settings, reachable=online(settings))
     if before is None or "ranker" not in before.artifacts or before.notes.get("dataset") != data.name:
         return None
-    return workspace.artifacts().get(before.artifacts["ranker"])
+    return Workspace(settings).artifacts().get(before.artifacts["ranker"])
 
 
 def _check(served: Artifact | None, wish: Wish) -> None:

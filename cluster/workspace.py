@@ -49,20 +49,20 @@ class Workspace:
 
     def newest_release(self, tenant: str = DEFAULT_TENANT) -> Release | None:
         """Return the release built last by the encoder of the settings, or None: others cannot be served with it."""
-        book, artifacts = self.releases(tenant), self.artifacts(tenant)
-
-        def ours(release: Release) -> bool:
-            try:
-                made_by = artifacts.meta(release.artifacts["embeddings"]).get("inputs", {}).get("encoder")
-            except ArtifactError:
-                return False
-            return bool(made_by == self.settings.models.encoder.uri)
-
+        book = self.releases(tenant)
         latest = book.latest()
-        if latest is None or ours(latest):
+        if latest is None or self.is_ours(latest, tenant):
             return latest
         every = [release for name in book.names() if (release := book.get(name)) is not None]
-        return max((r for r in every if ours(r)), key=lambda r: r.created_ms, default=None)
+        return max((r for r in every if self.is_ours(r, tenant)), key=lambda r: r.created_ms, default=None)
+
+    def is_ours(self, release: Release, tenant: str = DEFAULT_TENANT) -> bool:
+        """Whether a release was built by the encoder of the settings."""
+        try:
+            made_by = self.artifacts(tenant).meta(release.artifacts["embeddings"]).get("inputs", {}).get("encoder")
+        except ArtifactError:
+            return False
+        return bool(made_by == self.settings.models.encoder.uri)
 
     def dataset_folder(self, name: str | None = None) -> Path:
         """Return where an imported data set lies."""

@@ -24,6 +24,7 @@ STAGES = ("ingress", "features", "encoder", "retriever", "ranker", "explainer")
 def contradictions(settings: Settings, *, environ: Mapping[str, str] | None) -> list[str]:
     """Return every cross-check that fails, as sentences that name the settings."""
     problems = [*_budgets(settings.serve), *_deployments(settings), *_addresses(settings), *_models(settings)]
+    problems += _pipelines(settings)
     return problems if environ is None else [*problems, *_secrets(settings, environ)]
 
 
@@ -119,6 +120,16 @@ def _models(settings: Settings) -> list[str]:
         return ["models.ranker.backend is text: name the model in models.ranker.text_uri"]
     if ranker.cascade.candidates and (ranker.backend != "compressed" or ranker.text_uri is None):
         return ["models.ranker.cascade needs the compressed back end and a text ranker in models.ranker.text_uri"]
+    return []
+
+
+def _pipelines(settings: Settings) -> list[str]:
+    text = settings.pipelines.text
+    if text.workers > text.lists_per_step:
+        return [
+            f"pipelines.text.workers = {text.workers} is more than pipelines.text.lists_per_step = "
+            f"{text.lists_per_step}: each worker reads at least one list of a step"
+        ]
     return []
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from cluster.config import Settings
 from cluster.errors import OperatorError
 from cluster.evaluate import embedded
+from cluster.ray_job import job_ray
 from cluster.workspace import Workspace
 from models.behaviour.behaviour import fit_behaviour
 from models.behaviour.replay import UserHistory, histories
@@ -92,10 +94,12 @@ def evaluate_text(settings: Settings, *, users: int, student: int | None, seed: 
     trainer = _Trainer(settings, workspace, train, catalog, embeddings, layout, seed, tell)
     folders = {}
     if settings.pipelines.train_ranker:
-        folders["text"] = trainer.trained(None, settings.pipelines.text)
-    if student is not None and folders:
-        small = settings.pipelines.text.model_copy(update={"layers": student, "frozen_layers": 0})
-        folders["student"] = trainer.trained(folders["text"], small)
+        of = settings.pipelines.text
+        with job_ray(settings, say=tell) if of.workers > 1 else nullcontext():
+            folders["text"] = trainer.trained(None, of)
+            if student is not None:
+                small = of.model_copy(update={"layers": student, "frozen_layers": 0})
+                folders["student"] = trainer.trained(folders["text"], small)
     statistics = fit_statistics(train, catalog, half_life_days=settings.pipelines.popularity_half_life_days)
     asked = _questions(settings, train, dataset.events, catalog, embeddings, layout, statistics, users, seed)
     tell(f"{len(asked)} users whose next item is among the bi-encoder's best {DEPTH}")

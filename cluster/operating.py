@@ -23,6 +23,7 @@ from models.hub import HubError
 from models.rankers.compressed import RankerError
 from pipelines.dataset import DatasetError
 from pipelines.embedding.blocks import BlockError
+from pipelines.errors import BuildError
 from pipelines.importers import ImportFailed
 
 FIXABLE = (
@@ -33,6 +34,7 @@ FIXABLE = (
     HubError,
     ImportFailed,
     BlockError,
+    BuildError,
     RankerError,
 )
 """Errors whose message names the fix."""

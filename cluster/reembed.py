@@ -17,20 +17,19 @@ import numpy as np
 
 from cluster.config import Settings
 from cluster.console import Pace, say
-from cluster.errors import OperatorError
+from cluster.operating import FIXABLE
 from cluster.prepare import build_release, keep_release
 from cluster.publish import release_now, waiting_changes
 from cluster.ray_job import job_ray
 from cluster.stack import online
 from cluster.workspace import Workspace
-from models.artifacts import ArtifactError, ArtifactStore
+from models.artifacts import ArtifactStore
 from models.encoder import load_encoder
 from models.media.items import load_item_encoder
 from models.releases import Release
 from pipelines.build import BuildReport
 from pipelines.dataset import Dataset, write_dataset
 from pipelines.embedding.assemble import Embedder
-from pipelines.embedding.blocks import BlockError
 from pipelines.embedding.runners import RayRunner, WorkerPlace, items_per_s
 from pipelines.embedding.source import read_items
 from pipelines.index_shards import RayPieces
@@ -107,7 +106,7 @@ def watch(
             try:
                 reembed(settings, wish)
                 made += 1
-            except (OperatorError, ArtifactError, BlockError) as error:
+            except FIXABLE as error:
                 say(f"no release was made: {error}")
         sleep(of.watch_poll_s)
     return made

@@ -29,14 +29,14 @@ from models.progress import Progress, silent
 from models.rankers.settings import RankerSettings
 from models.releases import Release, new_release
 from models.retrieval.settings import RetrievalSettings
-from models.shards import plan
 from pipelines.dataset import Dataset
 from pipelines.digests import digest_events, digest_fold, digest_items
 from pipelines.embedding.assemble import Embedder
 from pipelines.embedding.blocks import EncoderSpec
 from pipelines.embedding.runners import InlineRunner
+from pipelines.errors import BuildError
 from pipelines.fold import Fold
-from pipelines.index_shards import InlinePieces, PieceRunner, build_index, forget_pieces
+from pipelines.index_shards import InlinePieces, PieceRunner, build_index, cut, forget_pieces
 from pipelines.makers import RANKER_FORMAT, CompressedTraining, RankerMaker, TakenText, window
 from pipelines.settings import PipelinesSettings
 
@@ -130,12 +130,13 @@ class Builder:
     def run(self, dataset: Dataset, *, parent: str | None = None, fold: Fold | None = None) -> BuildReport:
         """Build every artifact of `dataset`, with what the item log did to it, and return the release (not published).
 
-        Raises ValueError for a data set without items.
+        Raises BuildError for a data set without items, and for an index that does not fit into the memory of the
+        settings or has a damaged piece.
         """
         fold = fold or Fold()
         dataset = fold.applied(dataset)
         if not dataset.items:
-            raise ValueError(f"{dataset.name} has no items: there is nothing to recommend")
+            raise BuildError(f"{dataset.name} has no items: there is nothing to recommend; import some")
         made_of = {"items": digest_items(dataset), **digest_fold(fold)}
         catalog_step = self._step("catalog", made_of, lambda to: _write_catalog(dataset, fold, to))
         catalog = ItemCatalog(catalog_step.path)
@@ -276,9 +277,9 @@ class Builder:
         # As `reembed` cuts it, whoever builds: else `build` and `reembed` would make each other's index anew.
         at_once = self._settings.embedding.workers
         inputs: dict[str, Any] = {"embeddings": embeddings.ref, "recall": recall}
-        pieces = len(plan(*shape, memory_bytes=memory))
+        pieces = len(cut(*shape, memory_bytes=memory, at_once=at_once))
         if pieces > 1:
-            inputs["pieces"] = len(plan(*shape, memory_bytes=memory // at_once))
+            inputs["pieces"] = pieces
 
         def make(to: Path) -> Mapping[str, Any]:
             of: dict[str, Any] = {"recall": recall, "memory_bytes": memory, "at_once": at_once}

@@ -23,6 +23,7 @@ from models.bundle import EMBEDDINGS_FILE
 from models.index import INDEX_FILE, write_faiss
 from models.progress import Progress, silent
 from models.shards import Shard, plan, write_shards
+from pipelines.errors import BuildError
 
 FOLDER = "index-pieces"
 FORMAT = 1
@@ -92,6 +93,21 @@ def _build_there(place: Callable[[], ArtifactStore], work: PieceWork) -> None:
     build_piece(place(), work)
 
 
+def cut(rows: int, dimension: int, *, memory_bytes: int, at_once: int) -> list[Shard]:
+    """Return the pieces that an index is built in: one where that fits, else such that `at_once` fit at a time.
+
+    Raises BuildError when the bound is too small for any piece.
+    """
+    try:
+        whole = plan(rows, dimension, memory_bytes=memory_bytes)
+        return whole if len(whole) == 1 else plan(rows, dimension, memory_bytes=memory_bytes // at_once)
+    except ValueError as error:
+        raise BuildError(
+            f"{error}, with {at_once} pieces at the same time: raise pipelines.index_memory_bytes "
+            f"(now {memory_bytes}), or lower pipelines.embedding.workers"
+        ) from error
+
+
 def build_index(
     artifacts: ArtifactStore,
     embeddings: Artifact,
@@ -106,16 +122,16 @@ def build_index(
     """Build the index of `embeddings` into the folder `to`, with at most about `memory_bytes` for vectors and index.
 
     Returns facts for the manifest. In one piece where that fits, which is faster to search; else in pieces of which
-    `at_once` can be built at the same time, however many the runner builds. Raises ValueError when the bound is too
-    small for any piece.
+    `at_once` can be built at the same time, however many the runner builds. Raises BuildError when the bound is too
+    small for any piece, or a finished piece is damaged.
     """
     runner = runner or InlinePieces()
     vectors = np.load(str(embeddings.path / EMBEDDINGS_FILE), mmap_mode="r", allow_pickle=False)
     rows, dimension = vectors.shape
     size = {"items": rows, "dimension": dimension}
-    if len(plan(rows, dimension, memory_bytes=memory_bytes)) == 1:
+    shards = cut(rows, dimension, memory_bytes=memory_bytes, at_once=at_once)
+    if len(shards) == 1:
         return {**_build(vectors, to, INDEX_FILE, recall), **size}
-    shards = plan(rows, dimension, memory_bytes=memory_bytes // at_once)
     work = [PieceWork(embeddings.ref, shard, recall) for shard in shards]
     pieces = Pieces(artifacts)
     left = [one for one in work if not pieces.holds(one.key)]
@@ -185,7 +201,7 @@ class Pieces:
         return bool(self._fs.exists(self._path(key, "json")) and self._fs.exists(self._path(key)))
 
     def take(self, key: str, file: Path) -> dict[str, Any]:
-        """Copy a piece to `file` and return its facts. Raises ValueError, and takes it away, when it is damaged."""
+        """Copy a piece to `file` and return its facts. Raises BuildError, and takes it away, when it is damaged."""
         from models.artifacts import sha256_of
 
         try:
@@ -197,7 +213,7 @@ class Pieces:
             intact, facts = False, {}
         if not intact:
             self.remove(key)
-            raise ValueError(f"index piece {key}: damaged; it was taken away, run this again")
+            raise BuildError(f"index piece {key}: damaged; it was taken away, run this again")
         return facts
 
     def remove(self, key: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.catalog import ItemCatalog
+from pipelines.errors import TrainingError
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.settings import TextTrainingSettings
 from pipelines.training.text_cases import TextCase
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CASES, _MODEL = "cases.pkl", "trained"
+_STARTS = 4
+"""Times that Ray looks again for room for the workers, a minute each."""
 
 
 class Processes:
@@ -72,33 +75,63 @@ def fit_on_workers(
 ) -> tuple[list[float], Path]:
     """Train in `work.settings.workers` processes; return rank 0's losses and the folder of the trained model.
 
-    Raises ValueError where there is no Ray to run on, or fewer lists a step than workers.
+    Raises TrainingError where there is no Ray to run on or too small a one, fewer lists a step than workers, and where
+    a worker fails, with the cause.
     """
     import ray
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     of = work.settings
     if not ray.is_initialized():
-        raise ValueError(f"pipelines.text.workers = {of.workers} needs Ray: run it through `raycommend train`")
+        raise TrainingError(f"pipelines.text.workers = {of.workers} needs Ray: run it through `raycommend train`")
     if of.lists_per_step < of.workers:
-        raise ValueError(f"pipelines.text.lists_per_step = {of.lists_per_step} is less than workers = {of.workers}")
+        raise TrainingError(
+            f"pipelines.text.lists_per_step = {of.lists_per_step} is less than workers = {of.workers}: raise it"
+        )
     work.folder.mkdir(parents=True, exist_ok=True)
     # Written here and read by workers that we start ourselves: not something that came from outside.
     (work.folder / _CASES).write_bytes(pickle.dumps((list(cases), catalog)))
     gpu = ray.cluster_resources().get("GPU", 0) >= of.workers
     told(f"training in {of.workers} processes")
-    TorchTrainer(
+    trainer = TorchTrainer(
         _train,
         train_loop_config={"work": work},
         scaling_config=ScalingConfig(num_workers=of.workers, use_gpu=gpu, resources_per_worker={"CPU": 1}),
-        run_config=RunConfig(name="text-ranker", storage_path=str(work.folder / "ray")),
-    ).fit()
+        run_config=RunConfig(
+            name="text-ranker",
+            storage_path=str(work.folder / "ray"),
+            # Ray's default is to look for room for ever.
+            failure_config=FailureConfig(controller_failure_limit=_STARTS),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise TrainingError(f"training in {of.workers} processes failed: {cause_of(error)}") from error
     state = Checkpoint(work.folder).state("text")
     (work.folder / _CASES).unlink()
     if state is None:
-        raise ValueError("the workers ended without a trained model")
+        raise TrainingError("the workers ended without a trained model: run it again")
     return list(state["losses"]), work.folder / _MODEL
+
+
+def cause_of(error: Exception) -> str:
+    """Return what went wrong first: of a worker's error where one failed, else of Ray's, in one line.
+
+    When one worker fails the others lose the connection to it; that is a consequence and comes last.
+    """
+    failures: dict[int, Exception] = getattr(error, "worker_failures", None) or {}
+    if not failures:
+        inner = getattr(error, "controller_failure", error)
+        return f"{type(inner).__name__}: {' '.join(str(inner).split())}"
+    rank, first = min(failures.items(), key=lambda pair: (_lost_the_others(pair[1]), pair[0]))
+    return f"worker {rank}: {type(first).__name__}: {' '.join(str(first).split())}"
+
+
+def _lost_the_others(error: Exception) -> bool:
+    said = str(error).lower()
+    return any(word in said for word in ("gloo", "nccl", "connection closed", "connection reset"))
 
 
 def _train(config: dict[str, Any]) -> None:

@@ -38,6 +38,7 @@ from models.rankers.inputs import (
 from models.rankers.network import NetworkShape, Parameters, initialise
 from models.retrieval.engine import RetrievalEngine
 from models.retrieval.settings import RetrievalSettings
+from pipelines.errors import TrainingError
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.examples import Progress, RankingLists, build_lists
 from pipelines.training.fit import ItemInputs, fit_attention, fit_head, score_fused, score_head, set_scaling
@@ -119,8 +120,7 @@ def train_ranker(
     `retrieval`, `behaviour`, `half_life_days` (of recent popularity) and `layout` (of `embeddings`) must be those the
     release serves with: the ranker learns on their lists. A ranker below `incumbent` on later events is not switched
     on either. Deterministic for a seed and a number of torch threads; killed and called again with the same arguments
-    and `checkpoint` it ends with the same bytes. Raises ValueError where it should go on from a ranker that cannot be
-    read.
+    and `checkpoint` it ends with the same bytes. Raises TrainingError where it cannot go on.
     """
     sources = _Sources(retrieval or RetrievalSettings(), behaviour or BehaviourSettings(), half_life_days, layout)
     metrics = _train(
@@ -165,7 +165,8 @@ def _train(
         split = split_events(log, settings, seed=run.seed)
     else:
         if served is None:
-            raise ValueError("the ranker served now is no compressed ranker of these vectors: train without going on")
+            read = f"no compressed ranker of these features and of vectors with {embeddings.shape[1]} dimensions"
+            raise TrainingError(f"the ranker served now is {read}: train without going on (leave out --incremental)")
         split = split_after(log, run.since_ms, settings, seed=run.seed)
     facts = _facts(log, split, settings, run)
     few = _too_few(len(split.of(Part.train)), len(split.of(Part.validate)), settings)

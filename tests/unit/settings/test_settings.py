@@ -153,6 +153,7 @@ CONTRADICTIONS = {
         ["models.ranker.cascade.candidates=20", "models.ranker.backend=text", "models.ranker.text_uri=/m"],
         "models.ranker.cascade needs",
     ),
+    "more workers than lists": (["pipelines.text.workers=9"], "pipelines.text.workers = 9 is more than pipelines.text"),
     "a text ranker without model": (["models.ranker.backend=text"], "models.ranker.text_uri"),
 }
 

@@ -8,7 +8,6 @@ so that another question to the same one does not train again. Called by the `qu
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -38,6 +37,7 @@ from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings
 from pipelines.digests import digest_events
 from pipelines.evaluation.ablation import only
+from pipelines.held import held_folder, sweep
 from pipelines.importers.amazon import TEST_MS, VALID_END_MS, VALID_MS
 from pipelines.makers import key_of
 from pipelines.training.checkpoint import Checkpoint
@@ -149,11 +149,9 @@ class _Trainer:
         }
         key = key_of(inputs, self.train, self.catalog, self.embeddings, self.layout)
         final = self.workspace.root / "evaluations" / key
+        sweep(final.parent.glob("*.draft"))
         if final.is_dir():
             return final
-        draft = final.with_suffix(".draft")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
         said: set[str] = set()
 
         def told(step: str, share: float) -> None:
@@ -162,22 +160,24 @@ class _Trainer:
                 self.tell(step)
 
         checkpoint = Checkpoint.under(self.workspace.training, key)
-        metrics = train_text_ranker(
-            self.train,
-            self.catalog,
-            self.embeddings,
-            draft,
-            Origin(teacher or self.workspace.encoder_folder(), teacher, VALID_MS - 1),
-            settings=text,
-            training=of.training,
-            sources=Sources(self.settings.models.retrieval, of.behaviour, of.popularity_half_life_days, self.layout),
-            seed=self.seed,
-            checkpoint=checkpoint,
-            progress=told,
-        )
-        if "steps" not in metrics:
-            raise OperatorError(f"{DATASET}: no text ranker was trained: {metrics['reason']}")
-        draft.rename(final)
+        sources = Sources(self.settings.models.retrieval, of.behaviour, of.popularity_half_life_days, self.layout)
+        with held_folder(final.with_suffix(".draft")) as draft:
+            metrics = train_text_ranker(
+                self.train,
+                self.catalog,
+                self.embeddings,
+                draft,
+                Origin(teacher or self.workspace.encoder_folder(), teacher, VALID_MS - 1),
+                settings=text,
+                training=of.training,
+                sources=sources,
+                seed=self.seed,
+                checkpoint=checkpoint,
+                progress=told,
+            )
+            if "steps" not in metrics:
+                raise OperatorError(f"{DATASET}: no text ranker was trained: {metrics['reason']}")
+            draft.rename(final)
         checkpoint.clear()
         return final
 

@@ -1,7 +1,8 @@
 """What a training under way has done so far, on disk, so that a kill costs an epoch and not the whole.
 
-One folder per training, named by a digest of all that decides its outcome: another seed or one more event is another
-training and finds nothing here. Files are written whole or not at all; one that cannot be read counts as absent.
+One folder per training, for its owner's eyes only, named by a digest of all that decides its outcome: another seed or
+one more event is another training and finds nothing here. Files are written whole or not at all; one that cannot be
+read counts as absent.
 Knows nothing of models. Called by the trainings.
 """
 
@@ -12,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -19,10 +21,13 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.held import held_file, private, sweep
+
 log = logging.getLogger("raycommend.training")
 
 _ABANDONED_S = 7 * 86_400.0
 """Folders of trainings that nobody went on with are removed after this time."""
+_LENT = ".lent"
 
 
 class Checkpoint:
@@ -34,7 +39,11 @@ class Checkpoint:
 
     @classmethod
     def under(cls, root: Path, key: str) -> Checkpoint:
-        """Return the checkpoint of the training `key` under `root`, and remove those that were given up long ago."""
+        """Return the checkpoint of the training `key` under `root`.
+
+        Effect: removes trainings that were given up long ago, and what a killed one had lent out.
+        """
+        sweep(root.glob(f"*/*{_LENT}"))
         for other in root.glob("*"):
             if other.name != key and time.time() - other.stat().st_mtime > _ABANDONED_S:
                 shutil.rmtree(other, ignore_errors=True)
@@ -78,13 +87,16 @@ class Checkpoint:
             return None
         return found
 
+    def lent(self, name: str, body: bytes) -> AbstractContextManager[Path]:
+        """Lend `body` to other processes, as a file, for as long as the block runs; for what must not stay."""
+        return held_file(self.folder / f"{name}{_LENT}", body)
+
     def clear(self) -> None:
         """Forget everything: the training is over."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, name: str) -> _Whole:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return _Whole(self.folder / name)
+        return _Whole(private(self.folder) / name)
 
     def _unreadable(self, path: Path, error: Exception) -> None:
         log.warning("%s cannot be read (%s): this part is done again", path.name, type(error).__name__)

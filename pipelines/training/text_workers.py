@@ -22,7 +22,7 @@ from pipelines.training.text_cases import TextCase
 if TYPE_CHECKING:
     from torch import Tensor
 
-_CASES, _MODEL = "cases.pkl", "trained"
+_CASES, _MODEL = "cases", "trained"
 _STARTS = 4
 """Times that Ray looks again for room for the workers, a minute each."""
 
@@ -89,28 +89,26 @@ def fit_on_workers(
         raise TrainingError(
             f"pipelines.text.lists_per_step = {of.lists_per_step} is less than workers = {of.workers}: raise it"
         )
-    work.folder.mkdir(parents=True, exist_ok=True)
-    # Written here and read by workers that we start ourselves: not something that came from outside.
-    (work.folder / _CASES).write_bytes(pickle.dumps((list(cases), catalog)))
     gpu = ray.cluster_resources().get("GPU", 0) >= of.workers
     told(f"training in {of.workers} processes")
-    trainer = TorchTrainer(
-        _train,
-        train_loop_config={"work": work},
-        scaling_config=ScalingConfig(num_workers=of.workers, use_gpu=gpu, resources_per_worker={"CPU": 1}),
-        run_config=RunConfig(
-            name="text-ranker",
-            storage_path=str(work.folder / "ray"),
-            # Ray's default is to look for room for ever.
-            failure_config=FailureConfig(controller_failure_limit=_STARTS),
-        ),
-    )
+    checkpoint = Checkpoint(work.folder)
     try:
-        trainer.fit()
+        # Written here and read by workers that we start ourselves: not something that came from outside.
+        with checkpoint.lent(_CASES, pickle.dumps((list(cases), catalog))) as lent:
+            TorchTrainer(
+                _train,
+                train_loop_config={"work": work, "cases": lent},
+                scaling_config=ScalingConfig(num_workers=of.workers, use_gpu=gpu, resources_per_worker={"CPU": 1}),
+                run_config=RunConfig(
+                    name="text-ranker",
+                    storage_path=str(work.folder / "ray"),
+                    # Ray's default is to look for room for ever.
+                    failure_config=FailureConfig(controller_failure_limit=_STARTS),
+                ),
+            ).fit()
     except TrainingFailedError as error:
         raise TrainingError(f"training in {of.workers} processes failed: {cause_of(error)}") from error
-    state = Checkpoint(work.folder).state("text")
-    (work.folder / _CASES).unlink()
+    state = checkpoint.state("text")
     if state is None:
         raise TrainingError("the workers ended without a trained model: run it again")
     return list(state["losses"]), work.folder / _MODEL
@@ -141,7 +139,7 @@ def _train(config: dict[str, Any]) -> None:
     from pipelines.training.text_start import load_start, teacher_of
 
     work: Work = config["work"]
-    cases, catalog = pickle.loads((work.folder / _CASES).read_bytes())
+    cases, catalog = pickle.loads(config["cases"].read_bytes())
     model, tokenizer = load_start(work.start, work.settings, seed=work.seed)
     reader = PairReader(tokenizer, catalog, max_tokens=work.settings.max_tokens)
     group = Processes()

@@ -112,6 +112,21 @@ def test_the_test_rows_change_nothing_but_the_score(settings, tmp_path, monkeypa
         np.testing.assert_array_equal(getattr(logs[0], column), getattr(logs[1], column))
 
 
+def test_a_training_that_fails_leaves_no_draft_and_showed_nobody_one(settings, tmp_path, monkeypatch):
+    drafts = []
+
+    def failing(log, catalog, embeddings, draft, *rest, **named):
+        (draft / "model").write_text("half")
+        drafts.append((draft, draft.stat().st_mode & 0o777))
+        raise OperatorError("failed")
+
+    monkeypatch.setattr(evaluation, "train_text_ranker", failing)
+    imported(settings, tables(tmp_path / "data"))
+    with pytest.raises(OperatorError, match="failed"):
+        asked(settings)
+    assert [mode for _, mode in drafts] == [0o700] and not drafts[0][0].exists()
+
+
 def test_baselines_are_asked_without_any_training(settings, tmp_path):
     imported(settings, tables(tmp_path / "data"))
     off = settings.pipelines.model_copy(update={"train_ranker": False})

@@ -27,13 +27,14 @@ SETTINGS = TextTrainingSettings(
     steps=10, lists_per_step=4, max_tokens=32, frozen_layers=0, checkpoint_steps=4, workers=2, learning_rate=1e-3
 )
 PROGRAM = """
-import pickle, sys
+import pathlib, pickle, sys
 import torch, torch.distributed as dist
 from pipelines.training.text_workers import _train
 torch.set_num_threads(1)
 rank, place, work = int(sys.argv[1]), sys.argv[2], pickle.load(open(sys.argv[3], "rb"))
+cases = pathlib.Path(place).parent / "cases"
 dist.init_process_group("gloo", init_method="file://" + place, rank=rank, world_size=2)
-_train({"work": work})
+_train({"work": work, "cases": cases})
 dist.destroy_process_group()
 """
 
@@ -69,8 +70,9 @@ def cases_of(count: int) -> list[TextCase]:
     return cases
 
 
-def run_both(place: Path, work: Work, name: str) -> None:
+def run_both(place: Path, work: Work, name: str, read) -> None:
     (place / f"{name}.work").write_bytes(pickle.dumps(work))
+    (place / "cases").write_bytes(pickle.dumps(read))
     both = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(rank), str(place / f"{name}.meet"), str(place / f"{name}.work")],
@@ -90,14 +92,12 @@ def test_two_processes_end_as_one_does_and_have_nothing_left_to_do_when_called_a
     model, tokenizer = load_start(model_folder, SETTINGS, seed=0)
     alone = fit_text(model, PairReader(tokenizer, catalog, max_tokens=32), cases, 40, SETTINGS, seed=0)
     work = Work(model_folder, None, SETTINGS, 0, tmp_path / "kept")
-    work.folder.mkdir()
-    (work.folder / "cases.pkl").write_bytes(pickle.dumps((cases, catalog)))
-    run_both(tmp_path, work, "first")
+    run_both(tmp_path, work, "first", (cases, catalog))
     theirs = load_file(str(work.folder / "trained" / "model.safetensors"))
     assert_same_steps(load_file(str(model_folder / "model.safetensors")), model, theirs)
     losses = Checkpoint(work.folder).state("text")["losses"]
     assert len(losses) == len(alone) == 10
-    run_both(tmp_path, work, "again")
+    run_both(tmp_path, work, "again", (cases, catalog))
     assert Checkpoint(work.folder).state("text")["losses"] == losses
     again = load_file(str(work.folder / "trained" / "model.safetensors"))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in again.items())

@@ -137,7 +137,7 @@ class _Trainer:
         """Return the folder of a trained ranker, trained now where it is not there."""
         of = self.settings.pipelines
         inputs = {
-            "text": text.model_dump(),
+            "text": text.deciding(),
             "training": of.training.model_dump(),
             "retrieval": self.settings.models.retrieval.model_dump(),
             "behaviour": of.behaviour.model_dump(),

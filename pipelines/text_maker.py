@@ -54,7 +54,7 @@ class TextTraining:
         """See `RankerMaker.inputs`."""
         return {
             **sources(self.settings, self.retrieval),
-            "text": self._text.model_dump(),
+            "text": self._text.deciding(),
             "training": self.settings.training.model_dump(),
             "features": list(FEATURE_NAMES),
             "start": self._ref if self._from_served else self.uri,

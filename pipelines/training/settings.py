@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -91,5 +91,11 @@ class TextTrainingSettings(BaseModel):
     """A kill costs at most so many steps."""
     workers: int = Field(1, ge=1)
     """Above 1 the steps run through Ray Train in so many processes, each with its share of every step."""
+    cpus_per_worker: float = Field(0.5, gt=0)
+    """Logical CPUs that Ray sets aside for each of them; below 1 leaves room on a machine that also serves."""
     distil_weight: float = Field(0.8, ge=0, le=1)
     """With a teacher: how much its scores count beside what was taken."""
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that decide what is trained, as plain values: a share of a CPU does not."""
+        return self.model_dump(exclude={"cpus_per_worker"})

@@ -89,7 +89,13 @@ def fit_on_workers(
         raise TrainingError(
             f"pipelines.text.lists_per_step = {of.lists_per_step} is less than workers = {of.workers}: raise it"
         )
-    gpu = ray.cluster_resources().get("GPU", 0) >= of.workers
+    has = ray.cluster_resources()
+    if has.get("CPU", 0) < of.workers * of.cpus_per_worker:
+        raise TrainingError(
+            f"{of.workers} workers of {of.cpus_per_worker:g} CPUs do not fit into a Ray of {has.get('CPU', 0):g}: "
+            "lower pipelines.text.cpus_per_worker or workers"
+        )
+    gpu = has.get("GPU", 0) >= of.workers
     told(f"training in {of.workers} processes")
     checkpoint = Checkpoint(work.folder)
     try:
@@ -98,7 +104,9 @@ def fit_on_workers(
             TorchTrainer(
                 _train,
                 train_loop_config={"work": work, "cases": lent},
-                scaling_config=ScalingConfig(num_workers=of.workers, use_gpu=gpu, resources_per_worker={"CPU": 1}),
+                scaling_config=ScalingConfig(
+                    num_workers=of.workers, use_gpu=gpu, resources_per_worker={"CPU": of.cpus_per_worker}
+                ),
                 run_config=RunConfig(
                     name="text-ranker",
                     storage_path=str(work.folder / "ray"),

@@ -188,6 +188,15 @@ def test_a_text_training_that_goes_on_takes_gentler_steps_in_every_part(place, t
     assert made["learning_rate"] == pytest.approx(3e-6) and made["head_learning_rate"] == pytest.approx(3e-4)
 
 
+def test_a_share_of_a_cpu_decides_nothing_about_the_ranker(place, tmp_path):
+    def inputs(*sets):
+        of = settings_of([*place, *sets]).pipelines
+        return TextTraining(of, RetrievalSettings(), "start", lambda: tmp_path).inputs()
+
+    assert inputs("pipelines.text.cpus_per_worker=0.1") == inputs("pipelines.text.cpus_per_worker=2")
+    assert inputs("pipelines.text.steps=9") != inputs()
+
+
 def test_a_student_without_a_teacher_is_one_sentence(place, make_taste_log):
     imported(place, make_taste_log(5))
     result, answer = run(place, "train", "--kind", "text", "--student", "2")

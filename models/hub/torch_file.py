@@ -125,7 +125,7 @@ def _state(tree: Any) -> dict[str, _Tensor]:
 def _array(tensor: _Tensor, data: Callable[[_Storage], bytes]) -> npt.NDArray[Any]:
     flat = np.frombuffer(data(tensor.storage), tensor.storage.dtype)
     reach = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride, strict=True)) + 1
-    if len(flat) != tensor.storage.size or min((tensor.offset, *tensor.shape, *tensor.stride)) < 0 or reach > len(flat):
+    if len(flat) != tensor.storage.size or reach > len(flat):
         raise HubError("a tensor lies outside of its storage")
     if math.prod(tensor.shape) > len(flat):
         raise HubError("a tensor is larger than its storage")
@@ -228,7 +228,11 @@ def _made(function: Any, arguments: Any) -> Any:
         return {}
     if function == _Name(_TENSOR) and isinstance(arguments[0], _Storage):
         storage, offset, shape, stride = arguments[:4]
-        return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, stride)))
+        tensor = _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, stride)))
+        # Here, and not only where it is laid out: a negative size would be subtracted from what all of them take.
+        if min((tensor.offset, *tensor.shape, *tensor.stride)) < 0:
+            raise HubError("a tensor has a negative size, offset or stride")
+        return tensor
     if function == _Name(_PARAMETER) and isinstance(arguments[0], _Tensor):
         return arguments[0]
     raise HubError("the file makes something that is no tensor; it is not loaded")

@@ -136,6 +136,24 @@ def test_a_small_storage_makes_no_large_tensors(tmp_path, monkeypatch) -> None:
         read_tensors(file)
 
 
+def test_a_negative_size_takes_nothing_off_the_sum_of_all_tensors(tmp_path, monkeypatch) -> None:
+    file, changed = tmp_path / "model.pth", tmp_path / "changed.pth"
+    shared = torch.zeros(1000)
+    torch.save({**{str(n): shared for n in range(20)}, "last": torch.zeros(7)}, file)
+    with zipfile.ZipFile(file) as source, zipfile.ZipFile(changed, "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name.endswith("data.pkl"):
+                shape = b"K\x07\x85"  # (7,)
+                assert data.count(shape) == 1
+                data = data.replace(shape, b"J" + (-100_000).to_bytes(4, "little", signed=True) + b"\x85")
+            target.writestr(name, data)
+    monkeypatch.setattr("models.hub.torch_file.MOST_BYTES", 40_000)
+    monkeypatch.setattr("models.hub.torch_file._array", lambda *_: pytest.fail("memory was taken"))
+    with pytest.raises(HubError, match="negative size"):
+        read_tensors(changed)
+
+
 def test_another_network_than_efficientnet_lite0_is_refused_and_leaves_nothing(tmp_path) -> None:
     torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(HubError, match="belongs to no EfficientNet-Lite0"):

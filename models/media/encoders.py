@@ -1,7 +1,8 @@
 """Encoders of pictures and sounds, behind the same port as the text encoder: references in, vectors out.
 
-A reference is a path or URL. One that cannot be read gives a row of zeros, which means "this item has none", and is
-kept with its reason for whoever asks. Models are transformers folders with safetensors. Called by the embedding job.
+A reference is a path or URL. One that cannot be read, or that the model cannot take (a sound shorter than its first
+window), gives a row of zeros, which means "this item has none", and is kept with its reason for whoever asks. Models
+are transformers folders with safetensors. Called by the embedding job.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ class MediaEncoder:
         return int(getattr(self._processor, "sampling_rate", 16_000))
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """Return float32[len(texts), dimension] for references: unit rows, zeros for "" and what cannot be read."""
+        """Return float32[len(texts), dimension] for references: unit rows, zeros for "" and what gives no vector.
+
+        Raises MemoryError, or torch's own error, where not even one input fits into memory.
+        """
         found = np.zeros((len(texts), self.dimension), np.float32)
         rows: list[int] = []
         inputs: list[Any] = []
@@ -58,10 +62,13 @@ class MediaEncoder:
                     inputs.append(self._decoded(self._reader.read(reference)))
                     rows.append(row)
                 except MediaRefused as error:
-                    if len(self._unread) < _REMEMBERED:
-                        self._unread.append((reference, str(error)))
+                    self._note(reference, str(error))
             if inputs and (len(inputs) == self._batch or row == len(texts) - 1):
-                found[rows] = self._forward(inputs)
+                for at, vector in zip(rows, self._vectors(inputs), strict=True):
+                    if isinstance(vector, str):
+                        self._note(texts[at], vector)
+                    else:
+                        found[at] = vector
                 rows, inputs = [], []
         return found
 
@@ -75,7 +82,27 @@ class MediaEncoder:
             return decode_image(data, max_pixels=self._settings.max_pixels)
         return decode_audio(data, rate=self._rate, max_seconds=self._settings.max_audio_s)
 
+    def _note(self, reference: str, reason: str) -> None:
+        if len(self._unread) < _REMEMBERED:
+            self._unread.append((reference, reason))
+
+    def _vectors(self, inputs: list[Any]) -> list[Vectors | str]:
+        """Return for each input its unit vector, or why it has none, whatever the others do."""
+        import torch
+
+        try:
+            raw = self._forward(inputs)
+        except Exception as error:
+            # Models refuse in their own ways, and a batch does not say whose fault it was.
+            if len(inputs) > 1:
+                return [found for one in inputs for found in self._vectors([one])]
+            if isinstance(error, MemoryError | torch.OutOfMemoryError):
+                raise  # the machine's fault, not the input's
+            return [f"the model cannot take it ({type(error).__name__})"]
+        return [_unit(row) for row in raw]
+
     def _forward(self, inputs: list[Any]) -> Vectors:
+        """Return what the model makes of `inputs`, float32[inputs, dim], of any length."""
         import torch
 
         # Each sound by itself: padding to the longest would make a vector depend on its neighbours.
@@ -86,9 +113,7 @@ class MediaEncoder:
             given = self._processor(batch, return_tensors="pt", **more).to(self._device)
             with torch.inference_mode():
                 rows.append(np.asarray(self._pooled(given).float().cpu().numpy(), np.float32))
-        vectors = np.concatenate(rows)
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return np.asarray(vectors / np.maximum(norms, np.float32(1e-12)), np.float32)
+        return np.concatenate(rows)
 
     def _pooled(self, given: Any) -> Any:
         """Return one vector per input: of the shared space of a two-tower model, else the model's own pooling."""
@@ -100,3 +125,11 @@ class MediaEncoder:
         if pooled is None:
             pooled = output.last_hidden_state.mean(dim=1)
         return pooled.flatten(1)
+
+
+def _unit(row: Vectors) -> Vectors | str:
+    """Return `row` (float32[dim]) with length one, or why that cannot be."""
+    if not np.isfinite(row).all():
+        return "the model's answer holds values that are not numbers"
+    norm = np.linalg.norm(row.astype(np.float64))  # whose square does not overflow
+    return np.asarray(row / norm, np.float32) if norm > 1e-12 else "the model's answer is zero"

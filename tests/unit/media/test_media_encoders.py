@@ -1,7 +1,10 @@
 """Pictures and sounds become unit vectors; what cannot be read becomes zeros with a reason."""
 
+import wave
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from models.media.encoders import MediaEncoder
 from models.media.settings import MediaSettings, ModalitySettings
@@ -39,6 +42,68 @@ def test_sounds_become_unit_vectors(audio_model, media_root) -> None:
     assert np.allclose(np.linalg.norm(vectors[[0, 2]], axis=1), 1, atol=1e-5)
     assert abs(float(vectors[0] @ vectors[2])) < 0.9999
     assert [what for what, _ in encoder.take_unread()] == ["p0.png"]
+
+
+def write_sound(path, samples: int) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes((np.sin(np.arange(samples) / 9) * 20_000).astype("<i2").tobytes())
+
+
+def test_a_sound_that_is_too_short_for_the_model_costs_no_other_its_vector(audio_model, media_root) -> None:
+    write_sound(media_root / "click.wav", 5)
+    settings = MediaSettings(roots=(str(media_root),))
+    encoder = MediaEncoder("audio", audio_model, settings, ModalitySettings(uri="x", dimension=16, batch_size=4))
+    alone = encoder.encode(["s0.wav", "s1.wav"])
+    vectors = encoder.encode(["s0.wav", "click.wav", "s1.wav"])
+    assert np.array_equal(vectors[[0, 2]], alone) and not vectors[1].any()
+    ((what, why),) = encoder.take_unread()
+    assert what == "click.wav" and why.startswith("the model cannot take it (")
+
+
+def test_a_picture_that_the_model_cannot_take_costs_no_other_its_vector(images, media_root, monkeypatch) -> None:
+    Image.new("RGB", (64, 48), "white").save(media_root / "white.png")
+    pooled = images._pooled
+
+    def refusing(given):
+        if (given["pixel_values"].flatten(1).mean(dim=1) > 1.5).any():
+            raise RuntimeError("no white")
+        return pooled(given)
+
+    good = images.encode(["p0.png", "p1.png"])
+    monkeypatch.setattr(images, "_pooled", refusing)
+    vectors = images.encode(["p0.png", "white.png", "p1.png"])
+    assert np.allclose(vectors[[0, 2]], good, atol=1e-5) and not vectors[1].any()
+    assert images.take_unread() == [("white.png", "the model cannot take it (RuntimeError)")]
+
+
+def test_rows_that_are_not_numbers_are_refused_and_the_rest_of_the_batch_kept(images, monkeypatch) -> None:
+    good = images.encode(["p0.png", "p1.png", "p2.png", "p3.png"])
+    pooled = images._pooled
+
+    def overflowing(given):
+        found = pooled(given).clone()
+        found[1, 3], found[2] = float("inf"), 0
+        return found
+
+    monkeypatch.setattr(images, "_pooled", overflowing)
+    vectors = images.encode(["p0.png", "p1.png", "p2.png", "p3.png"])
+    assert np.array_equal(vectors[[0, 3]], good[[0, 3]]) and not vectors[1:3].any()
+    assert images.take_unread() == [
+        ("p1.png", "the model's answer holds values that are not numbers"),
+        ("p2.png", "the model's answer is zero"),
+    ]
+
+
+def test_a_machine_without_memory_is_not_taken_for_a_bad_picture(images, monkeypatch) -> None:
+    def full(given):
+        raise MemoryError
+
+    monkeypatch.setattr(images, "_pooled", full)
+    with pytest.raises(MemoryError):
+        images.encode(["p0.png", "p1.png"])
 
 
 def test_a_model_of_another_dimension_is_refused_with_the_setting_named(image_model) -> None:

@@ -3,7 +3,8 @@
 A catalog is written by others, so what it names is not trusted: a path must lie below one of the allowed folders after
 every link is followed; a URL must name an allowed host, whose address is looked at before anything is sent to it, and
 the connection goes to that very address (a name that changes its mind in between gains nothing). Redirects are not
-followed. Called by the media encoders in offline workers; serving never fetches anything.
+followed, and one limit of time covers all of it. Called by the media encoders in offline workers; serving never
+fetches anything.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import http.client
 import ipaddress
 import os
 import socket
-import ssl
 import stat
-import time
 from pathlib import Path
+from typing import cast
 from urllib.parse import SplitResult, quote, urlsplit
 
 from models.media.settings import MediaSettings
+from models.media.wire import Address, Lookups, TimeLimit, Wire, connect, secured
 
 _BLOCK = 1 << 16
 _LONGEST = 4096
@@ -33,6 +34,7 @@ class MediaReader:
 
     def __init__(self, settings: MediaSettings) -> None:
         self._settings = settings
+        self._lookups = Lookups()
         self._roots = tuple(Path(root).expanduser().resolve() for root in settings.roots)
         self._hosts = frozenset(host.casefold().rstrip(".") for host in settings.hosts)
 
@@ -78,43 +80,42 @@ class MediaReader:
             raise MediaRefused("its host is not one of models.media.hosts")
         secure = parts.scheme.lower() == "https"
         port = port or (443 if secure else 80)
-        ends = time.monotonic() + self._settings.timeout_s
+        limit = TimeLimit(self._settings.timeout_s)
         try:
-            address = self._address(host, port)
-            with socket.create_connection((address, port), timeout=_left(ends)) as plain:
-                context = ssl.create_default_context() if secure else None
-                talk = plain if context is None else context.wrap_socket(plain, server_hostname=host)
+            with connect(self._addresses(host, port, limit), limit) as plain:
+                talk = secured(plain, host, limit) if secure else plain
                 with talk:
-                    return self._of_size(self._ask(talk, parts, host, ends))
+                    return self._of_size(self._ask(Wire(talk, limit), parts, host))
+        except TimeoutError as error:
+            raise MediaRefused("took longer than models.media.timeout_s") from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise MediaRefused(f"cannot be fetched ({type(error).__name__})") from error
 
-    def _address(self, host: str, port: int) -> str:
-        """Return an address of `host` to connect to; every one of them must be allowed."""
-        found = {str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
-        for text in found:
-            address = ipaddress.ip_address(text.partition("%")[0])
+    def _addresses(self, host: str, port: int, limit: TimeLimit) -> list[Address]:
+        """Return the addresses of `host` to connect to; every one of them must be allowed."""
+        found = self._lookups.addresses(host, port, limit)
+        for _, where in found:
+            address = ipaddress.ip_address(str(where[0]).partition("%")[0])
             mapped = getattr(address, "ipv4_mapped", None)
             public = (mapped or address).is_global and not address.is_multicast
             if not public and not self._settings.private_addresses:
                 raise MediaRefused("its host has an address that is not public; see models.media.private_addresses")
-        return sorted(found)[0]
+        return found
 
-    def _ask(self, talk: socket.socket, parts: SplitResult, host: str, ends: float) -> bytes:
+    def _ask(self, wire: Wire, parts: SplitResult, host: str) -> bytes:
         target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
         if parts.query:
             target += "?" + quote(parts.query, safe="/?%:@!$&'()*+,;=~-._")
         named = host if parts.port is None else f"{host}:{parts.port}"
         request = f"GET {target} HTTP/1.1\r\nHost: {named}\r\nConnection: close\r\nAccept-Encoding: identity\r\n\r\n"
-        talk.sendall(request.encode("ascii"))
-        answer = http.client.HTTPResponse(talk, method="GET")
-        talk.settimeout(_left(ends))
+        wire.send(request.encode("ascii"))
+        # It reads by `makefile` and uses nothing else of a socket.
+        answer = http.client.HTTPResponse(cast(socket.socket, wire), method="GET")
         answer.begin()
         if answer.status != 200:
             raise MediaRefused(f"the answer was {answer.status}; redirects are not followed")
         data = bytearray()
         while len(data) <= self._settings.max_bytes:
-            talk.settimeout(_left(ends))  # a server that sends a byte now and then does not get more time
             part = answer.read1(_BLOCK)
             if not part:
                 if answer.length:
@@ -127,10 +128,3 @@ class MediaReader:
         if len(data) > self._settings.max_bytes:
             raise MediaRefused(f"larger than models.media.max_bytes = {self._settings.max_bytes}")
         return data
-
-
-def _left(ends: float) -> float:
-    left = ends - time.monotonic()
-    if left <= 0:
-        raise MediaRefused("took longer than models.media.timeout_s")
-    return left

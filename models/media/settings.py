@@ -36,7 +36,7 @@ class MediaSettings(BaseModel):
     private_addresses: bool = False
     """Whether those hosts may have addresses that are not public: a media server in the own network."""
     timeout_s: float = Field(10.0, gt=0, le=120)
-    """For fetching one file, from connecting to its last byte."""
+    """For fetching one file, from looking its host up to its last byte."""
     max_bytes: int = Field(20 << 20, ge=1024)
     """Larger files are not read."""
     max_pixels: int = Field(50_000_000, ge=1024)

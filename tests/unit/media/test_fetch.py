@@ -10,6 +10,7 @@ import pytest
 
 from models.media.fetch import MediaReader, MediaRefused
 from models.media.settings import MediaSettings
+from models.media.wire import TimeLimit
 
 
 @pytest.fixture
@@ -181,14 +182,14 @@ def test_an_allowed_host_with_an_inner_address_is_refused_unless_the_settings_sa
 )
 def test_every_kind_of_inner_address_is_refused(address: str) -> None:
     with pytest.raises(MediaRefused, match="not public"):
-        MediaReader(MediaSettings(hosts=(address,)))._address(address, 80)
+        MediaReader(MediaSettings(hosts=(address,)))._addresses(address, 80, TimeLimit(5))
 
 
 def test_one_inner_address_among_public_ones_is_enough_to_refuse(monkeypatch) -> None:
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (a, 80)) for a in ("93.184.216.34", "10.0.0.1")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     with pytest.raises(MediaRefused, match="not public"):
-        MediaReader(MediaSettings(hosts=("example.org",)))._address("example.org", 80)
+        MediaReader(MediaSettings(hosts=("example.org",)))._addresses("example.org", 80, TimeLimit(5))
 
 
 def test_redirects_are_not_followed(server) -> None:

@@ -1,4 +1,4 @@
-"""Reads a catalog with Ray Data: Parquet, JSON lines or Arrow files, local or at any fsspec URL.
+"""Reads a catalog with Ray Data: Parquet, JSON lines or Arrow files, local, in S3 or at any fsspec URL.
 
 Rows are read side by side, each with its file and number; they are then checked in that order by the same rules as
 `import generic`, so which rows are bad does not depend on how the reading was spread. Called by `reembed --catalog`.
@@ -6,6 +6,7 @@ Rows are read side by side, each with its file and number; they are then checked
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,7 @@ from typing import Any
 
 from models.catalog import Item
 from models.progress import Progress, silent
+from pipelines.embedding.places import files_at, suffix, why
 from pipelines.embedding.runners import quiet_ray_data
 from pipelines.importers.rejects import ImportFailed, Rejects
 from pipelines.importers.rows import BadRow, ItemRows
@@ -21,6 +23,9 @@ JSON_LINES = frozenset({".jsonl", ".ndjson", ".json"})
 ARROW = frozenset({".arrow", ".feather", ".ipc"})
 PARQUET = frozenset({".parquet"})
 _MAX_LINE_BYTES = 1 << 20
+_READ_BYTES = 1 << 20
+_MOST_BLOCKS = 64
+"""Tasks that read a catalog: thousands of small files need no task each."""
 
 
 def read_items(url: str, *, rejects: Path, max_bad_rows: int, progress: Progress = silent) -> list[Item]:
@@ -29,7 +34,7 @@ def read_items(url: str, *, rejects: Path, max_bad_rows: int, progress: Progress
     Bad rows go to `rejects` with file, row and reason. Raises ImportFailed when there are more than `max_bad_rows`, or
     when nothing there can be read.
     """
-    paths, filesystem = _files(url)
+    paths, filesystem = files_at(url, JSON_LINES | ARROW | PARQUET)
     bad = Rejects(rejects, max_bad_rows=max_bad_rows)
     items = ItemRows()
     try:
@@ -48,21 +53,6 @@ def read_items(url: str, *, rejects: Path, max_bad_rows: int, progress: Progress
     return items.items
 
 
-def _files(url: str) -> tuple[list[str], Any]:
-    import fsspec
-
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-        found = sorted(filesystem.find(path)) if filesystem.isdir(path) else [path]
-        there = all(filesystem.exists(p) for p in found)
-    except (OSError, ValueError, ImportError) as error:
-        raise ImportFailed(f"{url}: cannot be opened ({type(error).__name__}: {error})") from error
-    readable = [p for p in found if _suffix(p) in JSON_LINES | ARROW | PARQUET]
-    if not readable or not there:
-        raise ImportFailed(f"{url}: no .parquet, .jsonl or .arrow file there")
-    return readable, filesystem
-
-
 def _rows(paths: list[str], filesystem: Any) -> Iterator[tuple[str, int, Any]]:
     """Yield (file, row number from 1, row or BadRow); files in order, rows in order."""
     import ray
@@ -71,7 +61,7 @@ def _rows(paths: list[str], filesystem: Any) -> Iterator[tuple[str, int, Any]]:
     context = ray.data.DataContext.get_current()
     before, context.execution_options.preserve_order = context.execution_options.preserve_order, True
     try:
-        data = ray.data.from_items([{"path": p} for p in paths], override_num_blocks=len(paths))
+        data = ray.data.from_items([{"path": p} for p in paths], override_num_blocks=min(len(paths), _MOST_BLOCKS))
         read = data.flat_map(_Reader(filesystem))
         for row in read.iter_rows():
             reason = row["reason"]
@@ -102,19 +92,20 @@ class _Reader:
 
         try:
             with self._filesystem.open(path, "rb") as file:
-                if _suffix(path) in JSON_LINES:
+                if suffix(path) in JSON_LINES:
                     yield from _json_lines(file)
                 else:
-                    for batch in _parquet(file) if _suffix(path) in PARQUET else _arrow(file):
+                    for batch in _parquet(file) if suffix(path) in PARQUET else _arrow(file):
                         yield from _plain(batch)
         except (OSError, pa.ArrowException) as error:
-            raise ImportFailed(f"{PurePosixPath(path).name}: not a readable file ({error})") from error
+            raise ImportFailed(f"{PurePosixPath(path).name}: not a readable file ({why(error)})") from error
 
 
 def _json_lines(file: Any) -> Iterator[Any]:
     import orjson
 
-    for line in file:
+    # Some filesystems give files that read a byte at a time until a line ends, each byte a request.
+    for line in io.BufferedReader(file, _READ_BYTES):
         if len(line) > _MAX_LINE_BYTES:
             yield BadRow(f"line: longer than {_MAX_LINE_BYTES} bytes")
             continue
@@ -153,7 +144,3 @@ def _plain(batch: Any) -> Iterator[dict[str, Any]]:
             except ValueError:
                 row["attributes"] = given  # refused with its reason by the check
         yield row
-
-
-def _suffix(path: str) -> str:
-    return PurePosixPath(path).suffix.lower()

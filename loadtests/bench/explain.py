@@ -1,10 +1,11 @@
 """Benchmark `explain`: are reasons true, varied and written by the model, and what does writing them cost.
 
 Parts, each of which may run alone: `quality` (real users, cold cache, every sentence held against the raw event log by
-a second checker), `reading` (ease of reading beside templates and free text; reference facts covered), `share` (open
-loop at a share of what the engine can write), `engine` (grammar against free generation, our path against bare vLLM,
-first reason against the bare engine's first), `live` (a running deployment: warm lists, and lists beside reasons). Raw
-samples are kept, so that `bench verify` recomputes every figure.
+a second checker), `levels` (the same records under the closed and the open grammar), `reading` (ease of reading beside
+templates and free text; reference facts covered), `share` (open loop at a share of what the engine can write), `engine`
+(grammar against free generation, our path against bare vLLM, first reason against the bare engine's first), `live` (a
+running deployment: warm lists, and lists beside reasons). Raw samples are kept, so that `bench verify` recomputes every
+figure.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from models.explain.reason_cache import TieredReasons
 from models.explain.template import template_reason
 from models.explain.vllm_generator import VllmGenerator
 
-PARTS = ("quality", "reading", "share", "engine", "live")
+PARTS = ("quality", "levels", "reading", "share", "engine", "live")
 _CALIBRATION = 40
 K = 10
 
@@ -52,7 +53,7 @@ class Options(BaseModel):
     quality_s: float = Field(3600.0, gt=0)
     """No new list of the part `quality` begins after this long; the figures then stand for fewer reasons."""
     read_texts: int = Field(100, ge=K)
-    """Records of the part `reading`, and as many rows of the reference explanations."""
+    """Records of the parts `levels` and `reading`, and as many rows of the reference explanations."""
     reference: Path = Path("../shared/data/xrec-explanations")
     """Folder of reference explanations (`*_tst.jsonl`); without it nothing is said about them."""
     share_lists: int = Field(20, ge=3)
@@ -113,6 +114,10 @@ def _in_process(context: BenchContext, options: Options, settings: Settings, par
         try:
             capacity = None
             checker = SecondChecker(dataset.items, dataset.events, embeddings=np.asarray(bundle.embeddings))
+            if "levels" in parts:
+                from loadtests.bench.explain_levels import levels
+
+                levels(context, runner, generator, checker, records[: options.read_texts])
             if "reading" in parts:
                 from loadtests.bench.explain_text import reading, reference
 

@@ -30,6 +30,7 @@ def load_start(folder: Path, settings: TextTrainingSettings, *, seed: int) -> tu
     A model without a classifier gets a fresh one, drawn from `seed`. Raises RankerError naming what does not fit.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -46,7 +47,7 @@ def load_start(folder: Path, settings: TextTrainingSettings, *, seed: int) -> tu
             )
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         prepare(model, settings)
-    except (OSError, ValueError, RuntimeError, AttributeError) as error:
+    except (OSError, ValueError, RuntimeError, AttributeError, SafetensorError) as error:
         raise RankerError(f"{folder.name}: not a model that a text ranker can start from: {error}") from error
     return model.to(device), tokenizer
 

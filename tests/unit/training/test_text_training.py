@@ -212,6 +212,10 @@ def test_what_cannot_be_started_from_is_refused_by_name(tmp_path, catalog, embed
     (tmp_path / "nothing").mkdir()
     with pytest.raises(RankerError, match="nothing: not a model"):
         trained(tmp_path / "r", tmp_path / "nothing", make_taste_log(60), catalog, embeddings)
+    damaged = tiny(tmp_path / "damaged")
+    (damaged / "model.safetensors").write_bytes(b"half a file")
+    with pytest.raises(RankerError, match="damaged: not a model"):
+        trained(tmp_path / "d", damaged, make_taste_log(60), catalog, embeddings)
     many = QUICK.model_copy(update={"layers": 9})
     with pytest.raises(RankerError, match=r"layers = 9, but the model has 2"):
         trained(tmp_path / "s", tiny(tmp_path / "start"), make_taste_log(60), catalog, embeddings, settings=many)

@@ -155,7 +155,8 @@ class Driver:
                 seed=pipelines.seed,
             )
             self._tell(f"ranker: {metrics}")
-            return load_ranker(Path(folder), self._catalog, self._embeddings, statistics)  # type: ignore[arg-type]
+            parts = (self._catalog, self._embeddings, statistics)
+            return load_ranker(Path(folder), *parts, layout=self._layout)  # type: ignore[arg-type]
 
     def _recommend(self, bundle: ReleaseBundle, heard: float) -> Recommend:
         given = GivenFeatures(heard) if heard else self._given

@@ -111,7 +111,7 @@ def evaluate_text(settings: Settings, *, users: int, student: int | None, seed: 
         folders.items(), ((ALONE, FUSED), (STUDENT_ALONE, STUDENT_FUSED)), strict=False
     ):
         tell(f"{name}: {len(asked) * DEPTH} pairs")
-        ranker = load_ranker(folder, catalog, embeddings, statistics)
+        ranker = load_ranker(folder, catalog, embeddings, statistics, layout=layout)
         if not isinstance(ranker, FusedTextRanker):
             raise OperatorError(f"{folder}: not what a training wrote; remove it, and it is trained again")
         # Scores of a profile are kept, so that the fused one reads nothing again.

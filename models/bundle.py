@@ -77,9 +77,7 @@ class ReleaseBundle:
     def text_vectors(self, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
         """Return what the texts of items mean, float32[rows, text_dimension] of unit rows, whatever else they carry."""
         vectors = np.asarray(self.embeddings[rows], np.float32)
-        if self.layout is None:
-            return vectors
-        return vectors[:, : self.layout.text] / np.float32(np.sqrt(self.layout.text_weight))
+        return vectors if self.layout is None else self.layout.texts(vectors)
 
     def asked(self, text: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return what to search with for the vector of a text, float32[text_dimension]."""
@@ -233,6 +231,7 @@ class ReleaseBundle:
             self.catalog,
             self.embeddings,
             self.statistics,
+            layout=self.layout,
             compute=compute,
             choices=self.node,
         )
@@ -247,7 +246,8 @@ class ReleaseBundle:
         if self.alone is not None:
             of = self.alone.feature_weights
             return None if of is None else of.over(self.catalog, self.embeddings, self.statistics)
-        return FeatureWeights.load(self.folders["ranker"], self.catalog, self.embeddings, self.statistics)
+        of_release = (self.catalog, self.embeddings, self.statistics)
+        return FeatureWeights.load(self.folders["ranker"], *of_release, layout=self.layout)
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,8 +265,8 @@ class SecondRanker:
         if of.alone is not None and of.alone.second is not None:
             return of.alone.second.ranker.over(of.catalog, of.embeddings, of.statistics)  # type: ignore[attr-defined,no-any-return]
         compute = of.ranking.compute if of.ranking else None
-        folder = of.folders[SECOND_RANKER]
-        return load_ranker(folder, of.catalog, of.embeddings, of.statistics, compute=compute, choices=of.node)
+        parts = (of.folders[SECOND_RANKER], of.catalog, of.embeddings, of.statistics)
+        return load_ranker(*parts, layout=of.layout, compute=compute, choices=of.node)
 
 
 def bundle_in_memory(

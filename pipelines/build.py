@@ -37,7 +37,7 @@ from pipelines.embedding.runners import InlineRunner
 from pipelines.errors import BuildError
 from pipelines.fold import Fold
 from pipelines.index_shards import InlinePieces, PieceRunner, build_index, cut, forget_pieces
-from pipelines.makers import RANKER_FORMAT, CompressedTraining, RankerMaker, TakenText, window
+from pipelines.makers import RANKER_FORMAT, CompressedTraining, RankerMaker, TakenText, layout_inputs, window
 from pipelines.settings import PipelinesSettings
 
 FORMATS = {
@@ -179,7 +179,7 @@ class Builder:
 
     def _rank(self, dataset: Dataset, catalog: ItemCatalog, embeddings: Any, data: Mapping[str, Any]) -> dict[str, Any]:
         """Make the ranker and return how it did."""
-        inputs, maker = {**data, **self._ranker.inputs()}, self._ranker
+        inputs, maker = {**data, **self._ranker.inputs(), **layout_inputs(self._layout)}, self._ranker
         ranker = self._step(
             "ranker",
             inputs,

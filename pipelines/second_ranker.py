@@ -65,8 +65,9 @@ def take_second_ranker(
             fitted = fit_behaviour(train, catalog, behaviour, vectors=embeddings)
             statistics = fit_statistics(train, catalog, half_life_days=half_life_days)
             bundle = bundle_in_memory(catalog, embeddings, fitted, statistics, settings=retrieval, layout=layout)
-            ranker = load_ranker(first, catalog, embeddings, statistics)
-            second = load_ranker(folder, catalog, embeddings, statistics, compute=ranking.compute)
+            ranker = load_ranker(first, catalog, embeddings, statistics, layout=layout)
+            parts = (folder, catalog, embeddings, statistics)
+            second = load_ranker(*parts, layout=layout, compute=ranking.compute)
 
             def recommend(query: RetrievalQuery, k: int) -> Sequence[str]:
                 wide = RetrievalQuery(

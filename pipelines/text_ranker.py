@@ -78,7 +78,7 @@ def take_text_ranker(
         catalog,
         {
             "retrieval": method(lambda _: RetrievalOrder()),
-            "text": method(lambda statistics: load_ranker(folder, catalog, embeddings, statistics)),
+            "text": method(lambda statistics: load_ranker(folder, catalog, embeddings, statistics, layout=layout)),
         },
         seeds=(seed,),
     )

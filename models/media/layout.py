@@ -83,6 +83,10 @@ class Layout:
             columns += [scale * vectors, scale * text * ~vectors.any(axis=1, keepdims=True)]
         return np.concatenate(columns, axis=1, dtype=np.float32)
 
+    def texts(self, vectors: Vectors) -> Vectors:
+        """Return what the texts of items mean, float32[items, text] of unit rows, whatever else `vectors` carry."""
+        return np.asarray(vectors[:, : self.text] / np.float32(np.sqrt(self.text_weight)), np.float32)
+
     def has(self, vectors: Vectors, name: str) -> npt.NDArray[np.bool_]:
         """Return bool[items]: whose vectors hold the modality `name`."""
         for part, at in self._places():

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from models.candidates import Candidates
 from models.catalog import ItemCatalog
+from models.media.layout import Layout
 from models.rankers.calibration import PlattScaling
 from models.rankers.fusion import FEATURE_NAMES, FusionFeatures
 from models.rankers.history import History, recent_history
@@ -99,9 +100,13 @@ class CompressedRanker:
         embeddings: Floats,
         statistics: ItemStatistics,
         *,
+        layout: Layout | None = None,
         device: str | None = None,
     ) -> None:
-        """Compute the token of every item. `device` None picks CUDA where torch finds it, else the CPU."""
+        """Compute the token of every item. `device` None picks CUDA where torch finds it, else the CPU.
+
+        `layout` says where pictures and sounds lie in `embeddings`; None for texts alone.
+        """
         import torch
 
         if embeddings.shape != (len(catalog), model.shape.text_dim):
@@ -111,7 +116,7 @@ class CompressedRanker:
             )
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._catalog, self._model = catalog, model
-        self._features = FusionFeatures(catalog, embeddings, statistics)
+        self._features = FusionFeatures(catalog, embeddings, statistics, layout=layout)
         self._parameters = {n: t.to(self._device) for n, t in model.parameters.items()}
         with torch.inference_mode():
             tokens = self._all_tokens(embeddings, statistics)
@@ -126,10 +131,11 @@ class CompressedRanker:
         embeddings: Floats,
         statistics: ItemStatistics,
         *,
+        layout: Layout | None = None,
         device: str | None = None,
     ) -> CompressedRanker:
         """Load the artifact in `folder` for one release. Raises RankerError when they do not fit each other."""
-        return cls(CompressedModel.read(folder), catalog, embeddings, statistics, device=device)
+        return cls(CompressedModel.read(folder), catalog, embeddings, statistics, layout=layout, device=device)
 
     def score(self, query: RetrievalQuery, candidates: Candidates) -> Floats:
         """See `CrossEncoder.score`: calibrated probabilities, or logits where calibration was not possible."""

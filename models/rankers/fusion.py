@@ -16,6 +16,7 @@ import numpy.typing as npt
 from models.candidates import COLUMN_OF, SCORED_SOURCES, Candidates, Source
 from models.catalog import ItemCatalog
 from models.events import EventType
+from models.media.layout import Layout
 from models.rankers.columns import number_table, popularity_table, standardised
 from models.rankers.history import History, recent_history
 from models.rankers.statistics import ItemStatistics
@@ -59,8 +60,13 @@ _DAY_MS = 86_400_000.0
 class FusionFeatures:
     """Builds the feature matrix of one list. Immutable after construction and safe between threads."""
 
-    def __init__(self, catalog: ItemCatalog, embeddings: Floats, statistics: ItemStatistics) -> None:
-        """`embeddings` is float32[items, dim] of unit vectors (may be mapped); all three describe the same rows."""
+    def __init__(
+        self, catalog: ItemCatalog, embeddings: Floats, statistics: ItemStatistics, *, layout: Layout | None = None
+    ) -> None:
+        """`embeddings` is float32[items, dim] of unit vectors (may be mapped); all three describe the same rows.
+
+        `layout` says where pictures and sounds lie in them; texts alone are compared here. None for texts alone.
+        """
         counted = len(statistics.popularity)
         if len(embeddings) != len(catalog) or counted != len(catalog):
             raise ValueError(
@@ -68,7 +74,7 @@ class FusionFeatures:
                 f"{len(catalog)}, {len(embeddings)}, {counted}; build them from the same catalog"
             )
         self._catalog = catalog
-        self._embeddings = embeddings
+        self._embeddings, self._layout = embeddings, layout
         self._labels = _LabelTable(catalog)
         self._numbers = number_table(catalog, catalog.number_names)
         self._static = popularity_table(statistics)
@@ -97,13 +103,18 @@ class FusionFeatures:
     def _text_columns(
         self, query: RetrievalQuery, candidates: Candidates, history: History, weights: Floats
     ) -> list[Floats]:
-        vectors = self._embeddings[candidates.rows]
+        vectors = self._texts(candidates.rows)
         zeros = np.zeros(len(candidates), np.float32)
         intent = zeros if query.intent is None else vectors @ query.intent
         if len(history) == 0:
             return [zeros, zeros, zeros, intent]
-        similar = vectors @ self._embeddings[history.rows].T
+        similar = vectors @ self._texts(history.rows).T
         return [similar.max(axis=1), similar @ weights / weights.sum(), similar[:, -1], intent]
+
+    def _texts(self, rows: npt.NDArray[np.int32]) -> Floats:
+        """Return float32[rows, text]: what queries, which are texts, can be compared with too."""
+        vectors = self._embeddings[rows]
+        return vectors if self._layout is None else self._layout.texts(vectors)
 
     def _number_columns(self, rows: npt.NDArray[np.int32], history: History, weights: Floats) -> list[Floats]:
         zeros = np.zeros(len(rows), np.float32)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.catalog import ItemCatalog
+from models.media.layout import Layout
 from models.rankers.compressed import CONFIG_FILE, CompressedRanker, RankerError
 from models.rankers.engines import EngineName
 from models.rankers.port import CrossEncoder
@@ -22,6 +23,7 @@ def load_ranker(
     embeddings: npt.NDArray[np.float32],
     statistics: ItemStatistics,
     *,
+    layout: Layout | None = None,
     device: str | None = None,
     compute: EngineName | None = None,
     choices: Path | None = None,
@@ -32,11 +34,12 @@ def load_ranker(
     ranker. `compute` there names what runs a text ranker (see `engines`; `auto` where it says nothing), unless it is
     given here; what `auto` measured is kept in the folder `choices`. `max_tokens` there is how long a pair it was
     trained on, and `fusion` what stands beside its logit (see `text_fusion`).
-    `device` None picks CUDA where there is one. Raises RankerError naming the file that does not fit.
+    `layout` says where pictures and sounds lie in `embeddings`; None for texts alone. `device` None picks CUDA where
+    there is one. Raises RankerError naming the file that does not fit.
     """
     backend, body = _backend_of(folder)
     if backend == "compressed":
-        return CompressedRanker.load(folder, catalog, embeddings, statistics, device=device)
+        return CompressedRanker.load(folder, catalog, embeddings, statistics, layout=layout, device=device)
     from models.rankers.text import TextRanker
     from models.rankers.text_fusion import FusedTextRanker, TextFusion
 
@@ -45,7 +48,7 @@ def load_ranker(
     text = TextRanker.load(folder, catalog, device=device, engine=engine, choices=choices, **limits)
     if body.get("fusion") is None:
         return text
-    return FusedTextRanker(text, TextFusion.of(body["fusion"]), catalog, embeddings, statistics)
+    return FusedTextRanker(text, TextFusion.of(body["fusion"]), catalog, embeddings, statistics, layout=layout)
 
 
 def _backend_of(folder: Path) -> tuple[str, dict[str, Any]]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from models.candidates import Candidates
 from models.catalog import ItemCatalog
+from models.media.layout import Layout
 from models.rankers.calibration import PlattScaling
 from models.rankers.compressed import RankerError
 from models.rankers.fusion import FEATURE_NAMES, FusionFeatures
@@ -75,15 +76,18 @@ class FusedTextRanker:
         catalog: ItemCatalog,
         embeddings: Floats,
         statistics: ItemStatistics,
+        *,
+        layout: Layout | None = None,
     ) -> None:
-        """`catalog`, `embeddings` and `statistics` are those of one release."""
-        self.text, self.fusion = text, fusion
-        self._features = FusionFeatures(catalog, embeddings, statistics)
+        """`catalog`, `embeddings`, with their `layout`, and `statistics` are those of one release."""
+        self.text, self.fusion, self._layout = text, fusion, layout
+        self._features = FusionFeatures(catalog, embeddings, statistics, layout=layout)
         self.score_kind = "rank_only" if fusion.calibration is None else "probability"
 
     def over(self, catalog: ItemCatalog, embeddings: Floats, statistics: ItemStatistics) -> FusedTextRanker:
-        """Return the same model and weights over the items of another release."""
-        return FusedTextRanker(self.text.over(catalog), self.fusion, catalog, embeddings, statistics)
+        """Return the same model and weights over other items, whose vectors have the same layout."""
+        parts = (catalog, embeddings, statistics)
+        return FusedTextRanker(self.text.over(catalog), self.fusion, *parts, layout=self._layout)
 
     def score(self, query: RetrievalQuery, candidates: Candidates) -> Floats:
         """See `CrossEncoder.score`: calibrated probabilities, or logits where calibration was not possible."""

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from models.candidates import Candidates
 from models.catalog import ItemCatalog
+from models.media.layout import Layout
 from models.rankers.compressed import CONFIG_FILE, WEIGHTS_FILE
 from models.rankers.fusion import FEATURE_NAMES, FusionFeatures
 from models.rankers.statistics import ItemStatistics
@@ -29,23 +30,35 @@ class FeatureWeights:
     """The fusion head of one release. Builds its tables on first use; safe between threads."""
 
     def __init__(
-        self, head: dict[str, Floats], catalog: ItemCatalog, embeddings: Floats, statistics: ItemStatistics
+        self,
+        head: dict[str, Floats],
+        catalog: ItemCatalog,
+        embeddings: Floats,
+        statistics: ItemStatistics,
+        *,
+        layout: Layout | None = None,
     ) -> None:
-        """`head` holds the tensors of `network.head_logits` by name."""
-        self._head, self._parts = head, (catalog, embeddings, statistics)
+        """`head` holds the tensors of `network.head_logits` by name; `layout` is that of `embeddings`."""
+        self._head, self._parts, self._layout = head, (catalog, embeddings, statistics), layout
 
     def over(self, catalog: ItemCatalog, embeddings: Floats, statistics: ItemStatistics) -> FeatureWeights:
-        """Return the same head over another catalog; nothing is read or built."""
-        return FeatureWeights(self._head, catalog, embeddings, statistics)
+        """Return the same head over another catalog, whose vectors have the same layout; nothing is read or built."""
+        return FeatureWeights(self._head, catalog, embeddings, statistics, layout=self._layout)
 
     @cached_property
     def features(self) -> FusionFeatures:
         """The tables that features are looked up in; built when they are first read."""
-        return FusionFeatures(*self._parts)
+        return FusionFeatures(*self._parts, layout=self._layout)
 
     @classmethod
     def load(
-        cls, folder: Path, catalog: ItemCatalog, embeddings: Floats, statistics: ItemStatistics
+        cls,
+        folder: Path,
+        catalog: ItemCatalog,
+        embeddings: Floats,
+        statistics: ItemStatistics,
+        *,
+        layout: Layout | None = None,
     ) -> FeatureWeights | None:
         """Read the head of the ranker in `folder`; None where it is no compressed ranker of this version's features."""
         from safetensors import safe_open
@@ -56,7 +69,7 @@ class FeatureWeights:
             return None
         with safe_open(str(folder / WEIGHTS_FILE), framework="numpy") as stored:
             head = {name: stored.get_tensor(name) for name in _HEAD}
-        return cls(head, catalog, embeddings, statistics)
+        return cls(head, catalog, embeddings, statistics, layout=layout)
 
     def strongest(
         self, query: RetrievalQuery, candidates: Candidates, picked: npt.NDArray[np.int64]

@@ -77,6 +77,11 @@ class _World:
     embeddings: Floats
     statistics: Statistics
     engine: RetrievalEngine
+    layout: Layout | None
+
+    def ranker(self, folder: Path) -> CrossEncoder:
+        """Return the ranker in `folder` over these items. Raises RankerError where it reads others."""
+        return load_ranker(folder, self.catalog, self.embeddings, self.statistics, layout=self.layout)
 
 
 def train_text_ranker(
@@ -162,7 +167,7 @@ def _world(split: TrainingSplit, catalog: ItemCatalog, embeddings: Floats, sourc
     index = vector_index(embeddings)
     parts = (index, behaviour, statistics, sources.retrieval)
     engine = RetrievalEngine(catalog, embeddings, *parts, layout=sources.layout)
-    return _World(catalog, embeddings, statistics, engine)
+    return _World(catalog, embeddings, statistics, engine, sources.layout)
 
 
 def _cases(
@@ -255,8 +260,8 @@ def _judge(
 
     size, body = settings.list_size, {"backend": "text", "max_tokens": settings.max_tokens}
     (folder / CONFIG_FILE).write_text(json.dumps(body))
-    text = load_ranker(folder, world.catalog, world.embeddings, world.statistics)
-    features = FusionFeatures(world.catalog, world.embeddings, world.statistics)
+    text = world.ranker(folder)
+    features = FusionFeatures(world.catalog, world.embeddings, world.statistics, layout=world.layout)
     first, second = (lists_of(part, features, size) for part in (judge, decide))
     missed = settings.validation_cases // 4
     scores, stands = score_cases(text, judge, size, missed=missed, told=told("fitting the fusion"))
@@ -292,7 +297,7 @@ def _judge(
 def _served(folder: Path, world: _World) -> CrossEncoder | None:
     """Return the ranker served now, or None where it reads other vectors or features: it cannot be compared."""
     try:
-        return load_ranker(folder, world.catalog, world.embeddings, world.statistics)
+        return world.ranker(folder)
     except RankerError:
         return None
 

@@ -231,7 +231,7 @@ def _lists(
     behaviour = fit_behaviour(split.fit, catalog, sources.behaviour, vectors=embeddings)
     parts = (vector_index(embeddings), behaviour, statistics, sources.retrieval)
     engine = RetrievalEngine(catalog, embeddings, *parts, layout=sources.layout)
-    fusion = FusionFeatures(catalog, embeddings, statistics)
+    fusion = FusionFeatures(catalog, embeddings, statistics, layout=sources.layout)
     built = []
     # Many tiny matrix products: waking a second BLAS thread costs more than it brings.
     with threadpool_limits(limits=1, user_api="blas"):

@@ -5,11 +5,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.bundle import ReleaseBundle
 from models.candidates import SCORED_SOURCES, Candidates
 from models.catalog import Item, ItemCatalog, write_catalog
 from models.features import features_from_events
+from models.media.layout import Layout, Part
+from models.rankers.compressed import CompressedModel
 from models.rankers.fusion import FEATURE_NAMES, FusionFeatures
+from models.rankers.load import load_ranker
+from models.rankers.network import NetworkShape, initialise
+from models.rankers.text import TextRanker
+from models.rankers.text_fusion import FusedTextRanker, TextFusion
+from models.releases import Release
 from models.retrieval.query import RetrievalQuery
+from models.retrieval.settings import RetrievalSettings
 
 AT = {name: at for at, name in enumerate(FEATURE_NAMES)}
 
@@ -108,3 +117,51 @@ def test_no_candidates_give_no_rows(fusion, make_query):
 def test_columns_of_different_catalogs_are_refused(catalog, embeddings, statistics):
     with pytest.raises(ValueError, match="same catalog"):
         FusionFeatures(catalog, embeddings[:-1], statistics)
+
+
+def with_pictures(embeddings, *, of):
+    """Vectors that hold a picture beside the text for the rows `of`, and their layout."""
+    layout = Layout(embeddings.shape[1], (Part("image", 8, 0.4),))
+    pictures = np.zeros((len(embeddings), 8), np.float32)
+    drawn = np.random.default_rng(0).normal(size=(len(of), 8))
+    pictures[of] = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    return layout.joined(embeddings, {"image": pictures}), layout
+
+
+def test_pictures_change_no_text_feature(
+    catalog, embeddings, statistics, fusion, make_query, make_candidates, save_text_model, tmp_path
+):
+    fused, layout = with_pictures(embeddings, of=[1, 4, 12, 15, 20])
+    parts, query = (catalog, fused, statistics), make_query(intent=embeddings[3])
+    wanted = fusion.build(query, make_candidates(range(10, 30)))
+    found = FusionFeatures(*parts, layout=layout).build(query, make_candidates(range(10, 30)))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert wanted[:, [AT["text_max"], AT["text_mean"], AT["text_last"], AT["text_intent"]]].any(axis=0).all()
+    # Whatever reads the features reads them so: the text ranker beside them too, also over items that changed.
+    save_text_model(tmp_path / "model")
+    fusion_of = TextFusion(0.0, {"text_max": 1.0, "text_intent": 0.5})
+    text = TextRanker.load(tmp_path / "model", catalog, device="cpu")
+    alone = FusedTextRanker(text, fusion_of, catalog, embeddings, statistics)
+    beside = FusedTextRanker(text, fusion_of, *parts, layout=layout)
+    for ranker in (beside, beside.over(*parts)):
+        scores = ranker.score(query, make_candidates(range(10, 30)))
+        np.testing.assert_allclose(scores, alone.score(query, make_candidates(range(10, 30))), atol=1e-5)
+
+
+def test_a_compressed_ranker_tells_texts_from_pictures_when_it_is_loaded(
+    catalog, embeddings, statistics, make_query, make_candidates, tmp_path
+):
+    fused, layout = with_pictures(embeddings, of=[1, 4, 12])
+    shape = NetworkShape(text_dim=fused.shape[1], labels=0, numbers=2, features=len(FEATURE_NAMES))
+    CompressedModel(shape, initialise(shape, seed=0), [], []).save(tmp_path)
+    ranker = load_ranker(tmp_path, catalog, fused, statistics, layout=layout, device="cpu")
+    query, candidates = make_query(intent=embeddings[3]), make_candidates(range(10, 30))
+    wanted = FusionFeatures(catalog, embeddings, statistics).build(query, candidates)
+    np.testing.assert_allclose(ranker._features.build(query, candidates), wanted, atol=1e-5)
+    assert np.isfinite(ranker.score(query, candidates)).all()
+    bundle = ReleaseBundle(Release({}), {"ranker": tmp_path}, catalog, fused, RetrievalSettings(), layout=layout)
+    vars(bundle)["statistics"] = statistics
+    np.testing.assert_array_equal(bundle.ranker.score(query, candidates), ranker.score(query, candidates))
+    weights = bundle.feature_weights
+    for one in (weights, weights.over(catalog, fused, statistics)):
+        np.testing.assert_allclose(one.features.build(query, candidates), wanted, atol=1e-5)

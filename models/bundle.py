@@ -93,7 +93,7 @@ class ReleaseBundle:
     def with_items(self, items: LiveItems) -> ReleaseBundle:
         """Return the same release with `items` in place of those it has now; this bundle stays as it is."""
         alone = self.alone or self
-        vectors = items.vectors(alone.embeddings, alone.layout)
+        vectors = items.vectors(alone.embeddings, alone.catalog, alone.layout)
         # Vectors that read like the array they extend; everything downstream only reads.
         embeddings: npt.NDArray[np.float32] = vectors  # type: ignore[assignment]
         grown = replace(alone, catalog=items.catalog(alone.catalog), embeddings=embeddings, items=items, alone=alone)

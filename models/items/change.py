@@ -29,7 +29,8 @@ class ItemChange:
 
     A `patch` leaves what is None here as it is; in `attributes` it names the changed ones, None for one that goes.
     `vector` is the unit vector of the item's new text, float32[dim]; None where the text stays the same. `media` names
-    pictures and sounds that change, "" for one that goes; they count from the next release on. `hidden` and `available`
+    pictures and sounds that change, "" for one that goes; they are read by the next release, and until then the item is
+    compared by its text alone. A `put` that names the same ones as the release keeps them. `hidden` and `available`
     both decide whether an item may be recommended; a hidden one has no page of similar items either.
     """
 

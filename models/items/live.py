@@ -54,25 +54,21 @@ class LiveItems:
         """Return `release` with these items."""
         return LiveCatalog(release, self._rows(), [self.items[row].item for row in sorted(self.items)])
 
-    def vectors(self, release: npt.NDArray[np.float32], layout: Layout | None = None) -> LiveVectors:
-        """Return `release` (float32[items, dim]) with the vectors of these items.
+    def vectors(
+        self, release: npt.NDArray[np.float32], catalog: ItemCatalog, layout: Layout | None = None
+    ) -> LiveVectors:
+        """Return `release` (float32[items, dim], the vectors of `catalog`) with the vectors of these items.
 
-        The log holds vectors of texts; `layout` makes them vectors of items where a release has more than text. A new
-        item whose vector is missing or of another dimension is like nothing: its vector is zero.
+        The log holds vectors of texts; `layout` makes them vectors of items where a release has more than text. An item
+        keeps the picture and sound that the release read while it names the same; one that names another is compared by
+        its text until the next release reads it. A new item whose vector is missing or of another dimension is like
+        nothing: its vector is zero.
         """
-        rows, vectors = [], []
-        for row in sorted(self.items):
-            vector = self.items[row].vector
-            if vector is not None and layout is not None and len(vector) == layout.text:
-                vector = layout.item(vector)
-            if vector is not None and len(vector) == release.shape[1]:
-                rows.append(row)
-                vectors.append(vector)
-            elif row >= len(release):
-                rows.append(row)
-                vectors.append(np.zeros(release.shape[1], np.float32))
-        stacked = np.array(vectors, np.float32).reshape(len(rows), release.shape[1])
-        return LiveVectors(release, np.array(rows, np.int32), stacked)
+        dropped = {} if layout is None else self._other_media(catalog, layout)
+        found = {row: self._vector(row, release, layout, dropped.get(row)) for row in sorted(self.items)}
+        changed = {row: vector for row, vector in found.items() if vector is not None}
+        stacked = np.array(list(changed.values()), np.float32).reshape(len(changed), release.shape[1])
+        return LiveVectors(release, np.array(list(changed), np.int32), stacked)
 
     def withheld(self, size: int) -> npt.NDArray[np.bool_]:
         """Return bool[size], True in the rows of items that must not be recommended."""
@@ -84,6 +80,33 @@ class LiveItems:
         """Return when each new item was last put, int64[new items] by row."""
         new = sorted(row for row in self.items if row >= release_size)
         return np.array([self.items[row].changed_ms for row in new], np.int64)
+
+    def _vector(
+        self, row: int, release: npt.NDArray[np.float32], layout: Layout | None, dropped: set[str] | None
+    ) -> npt.NDArray[np.float32] | None:
+        """Return the vector of one item, None where it is that of the release."""
+        text = self.items[row].vector
+        if text is not None and len(text) != (release.shape[1] if layout is None else layout.text):
+            text = None  # of another encoder
+        if row >= len(release):
+            if text is None:
+                return np.zeros(release.shape[1], np.float32)
+            return text if layout is None else layout.item(text)
+        if layout is None or (text is None and dropped is None):
+            return text
+        before = np.asarray(release[row], np.float32)
+        return layout.changed(before, layout.text_of(before) if text is None else text, without=dropped or ())
+
+    def _other_media(self, catalog: ItemCatalog, layout: Layout) -> dict[int, set[str]]:
+        """Return, by row of the release, what an item names otherwise than `catalog` does."""
+        rows = self._rows()
+        rows = rows[rows < len(catalog)]
+        other: dict[int, set[str]] = {}
+        for part in layout.parts:
+            for row, before in zip(rows.tolist(), catalog.media(part.name, rows), strict=True):
+                if self.items[row].item.media.get(part.name, "") != before:
+                    other.setdefault(row, set()).add(part.name)
+        return other
 
     def _rows(self) -> npt.NDArray[np.int32]:
         return np.array(sorted(self.items), np.int32)

@@ -13,7 +13,7 @@ with pictures on one scale. Called where vectors are made and where queries are;
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,19 @@ class Layout:
     def item(self, text: Vectors) -> Vectors:
         """Return the vector of an item that is known by its text alone, float32[dimension]."""
         return np.asarray(self.joined(text[None, :], {})[0], np.float32)
+
+    def text_of(self, vector: Vectors) -> Vectors:
+        """Return the text's vector of an item (float32[dimension]), float32[text] of unit length."""
+        return np.asarray(vector[: self.text] / np.float32(np.sqrt(self.text_weight)), np.float32)
+
+    def changed(self, vector: Vectors, text: Vectors, *, without: Collection[str] = ()) -> Vectors:
+        """Return an item's vector with another text and the pictures and sounds it had, less those of `without`."""
+        found = self.item(text)
+        for part, at in self._places():
+            held, end = vector[at : at + part.dimension], at + part.dimension
+            if part.name not in without and held.any():
+                found[at:end], found[end : end + self.text] = held, 0
+        return found
 
     def query(self, text: Vectors) -> Vectors:
         """Return what to ask for a text (float32[text]): the inner product with any item is the texts' cosine."""

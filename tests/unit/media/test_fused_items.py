@@ -244,6 +244,48 @@ def test_a_live_item_stands_among_items_with_pictures_by_its_text(shop, log_of) 
     assert live.catalog.item_ids(found.rows)[0] == "x1"
 
 
+@pytest.mark.parametrize("operation", ["patch", "put"])
+def test_a_live_change_of_the_text_keeps_the_picture_that_the_release_read(shop, log_of, operation) -> None:
+    bundle = shop.release(log_of(), items())
+    text = HashEncoder(32).encode(["Another film. word1"])[0]
+    change = ItemChange(operation, "i04", 1, "Another film", "word1", vector=text, media={"image": "p1.png"})
+    live = bundle.with_changes([(1, change if operation == "put" else replace(change, media={}))])
+    assert live.layout is not None
+    row = live.catalog.row("i04")
+    asked = live.layout.asked(np.asarray(bundle.embeddings[[row]]))[0]
+    cosine = float(HashEncoder(32).encode([bundle.catalog.document(row)])[0] @ text)
+    assert float(live.embeddings[row] @ asked) == pytest.approx(0.4 + 0.6 * cosine, abs=1e-5)
+    assert live.layout.has(live.embeddings[[row]], "image").all()
+    assert np.linalg.norm(live.embeddings[row]) == pytest.approx(1, abs=1e-5)
+    # As the next release has it.
+    after = [replace(i, title="Another film", text="word1") if i.item_id == "i04" else i for i in items()]
+    built = np.asarray(shop.release(log_of(), after).embeddings[row])
+    assert np.allclose(live.embeddings[row], built, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ItemChange("put", "i04", 1, "Film 4", "word4", media={"image": "p7.png"}),
+        ItemChange("put", "i04", 1, "Film 4", "word4"),
+        ItemChange("patch", "i04", 1, media={"image": "p7.png"}),
+        ItemChange("patch", "i04", 1, media={"image": ""}),
+    ],
+)
+def test_a_live_item_that_names_another_picture_is_compared_by_its_text_until_the_next_release(
+    shop, log_of, change
+) -> None:
+    bundle = shop.release(log_of(), items())
+    row = bundle.catalog.row("i04")
+    text = HashEncoder(32).encode([bundle.catalog.document(row)])
+    given = replace(change, vector=text[0] if change.operation == "put" else None)
+    live = bundle.with_changes([(1, given)])
+    assert live.layout is not None
+    assert np.allclose(live.embeddings[row], live.layout.joined(text, {})[0], atol=1e-6)
+    back = live.with_changes([(2, ItemChange("patch", "i04", 2, media={"image": "p1.png"}))])
+    assert np.allclose(back.embeddings[row], bundle.embeddings[row], atol=1e-6)
+
+
 def bundle_scores(bundle, query) -> np.ndarray:
     texts = [bundle.catalog.document(row) for row in range(len(bundle.catalog))]
     return HashEncoder(32).encode(texts) @ query

@@ -7,28 +7,27 @@ is made by the same builder as `build`, which reuses what is unchanged. A traini
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from cluster.config import Settings
 from cluster.console import bars, say, stderr
 from cluster.errors import OperatorError
 from cluster.prepare import build_release, embedder_here, keep_release
-from cluster.publish import release_now
+from cluster.publish import folded, release_now
 from cluster.ray_job import job_ray
 from cluster.stack import online
 from cluster.workspace import Workspace
 from models.artifacts import Artifact
+from models.catalog import ItemCatalog
 from models.consumer.event_log import read_event_log
 from models.events import EventLog
 from models.hub import resolve
 from models.progress import Progress
 from pipelines.dataset import Dataset
-from pipelines.makers import CompressedTraining, RankerMaker
+from pipelines.makers import CompressedTraining, RankerMaker, known_events
 from pipelines.text_maker import TextTraining
 from pipelines.training.checkpoint import Checkpoint
 from serve.auth import DEFAULT_TENANT
@@ -81,7 +80,7 @@ def train(settings: Settings, wish: Wish) -> dict[str, Any]:
     live = read_event_log(workspace.events / DEFAULT_TENANT)
     _check(served, wish)
     since = _since(served) if wish.incremental else None
-    if since is not None and not _later(data.events, since) + _later(live, since):
+    if since is not None and not _later([data.events, live], _items(settings, data), since):
         return {"outcome": UNCHANGED, "said": "no event is later than those the ranker served now has learned from"}
     checkpoints = _Checkpoints(workspace)
     asked = settings.pipelines.model_copy(update={"train_ranker": True})
@@ -187,8 +186,15 @@ def _since(served: Artifact | None) -> int:
     return int(window[1])
 
 
-def _later(log: EventLog, moment_ms: int) -> int:
-    return int(np.count_nonzero(log.timestamps_ms > moment_ms))
+def _items(settings: Settings, data: Dataset) -> ItemCatalog:
+    """Return the items that the release will hold."""
+    return ItemCatalog.of(folded(settings, data, reachable=online(settings)).applied(data).items)
+
+
+def _later(logs: Sequence[EventLog], catalog: ItemCatalog, moment_ms: int) -> bool:
+    """Return whether there is anything to learn after a moment; no training reads events on items nobody knows."""
+    after = (log.take(log.timestamps_ms > moment_ms) for log in logs)
+    return any(len(known_events(log, catalog)) for log in after)
 
 
 @contextmanager

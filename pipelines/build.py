@@ -179,7 +179,7 @@ class Builder:
 
     def _rank(self, dataset: Dataset, catalog: ItemCatalog, embeddings: Any, data: Mapping[str, Any]) -> dict[str, Any]:
         """Make the ranker and return how it did."""
-        inputs, maker = {**data, **self._ranker.inputs(), **layout_inputs(self._layout)}, self._ranker
+        inputs, maker = {**data, **self._ranker.inputs(catalog), **layout_inputs(self._layout)}, self._ranker
         ranker = self._step(
             "ranker",
             inputs,

@@ -35,3 +35,12 @@ def digest_events(log: EventLog) -> str:
         digest.update(column.tobytes())
     digest.update("\n".join(f"{u}\t{i}" for u, i in zip(log.user_ids, log.item_ids, strict=True)).encode())
     return digest.hexdigest()
+
+
+def digest_event_set(log: EventLog) -> str:
+    """Return the sha256 of events as hex, in whatever order they come; each counts as often as it is there."""
+    columns = (log.timestamps_ms.tolist(), log.user_ids, log.item_ids, log.types.tolist(), log.values.tolist())
+    digest = hashlib.sha256()
+    for event in sorted(zip(*columns, strict=True)):
+        digest.update("\t".join(map(str, event)).encode() + b"\n")
+    return digest.hexdigest()

@@ -22,7 +22,7 @@ from models.progress import Progress, silent
 from models.rankers.fusion import FEATURE_NAMES
 from models.retrieval.settings import RetrievalSettings
 from pipelines.dataset import Dataset
-from pipelines.digests import digest_events
+from pipelines.digests import digest_event_set, digest_events
 from pipelines.settings import PipelinesSettings
 from pipelines.training.checkpoint import Checkpoint
 
@@ -34,8 +34,11 @@ RANKER_FORMAT = 1
 class RankerMaker(Protocol):
     """Makes one kind of ranker."""
 
-    def inputs(self) -> dict[str, Any]:
-        """Return what decides the ranker beside catalog, vectors and imported events, as plain values."""
+    def inputs(self, catalog: ItemCatalog) -> dict[str, Any]:
+        """Return what decides the ranker beside catalog, vectors and imported events, as plain values.
+
+        Live events on items that `catalog` does not hold decide nothing: no training reads them.
+        """
         ...
 
     def outdated(self, ref: str, meta: Mapping[str, Any]) -> bool:
@@ -68,12 +71,12 @@ class CompressedTraining:
     checkpoint: Callable[[str], Checkpoint] | None = None
     """From a digest of everything that decides the outcome to where an interrupted training is kept."""
 
-    def inputs(self) -> dict[str, Any]:
+    def inputs(self, catalog: ItemCatalog) -> dict[str, Any]:
         """See `RankerMaker.inputs`."""
         # A ranker reads its features by name: another set of names is another ranker.
         made_by = {"training": self.settings.training.model_dump(), "features": list(FEATURE_NAMES)}
         going_on = {} if self.since_ms is None else {"since_ms": self.since_ms, "from": self._ref}
-        return {**sources(self.settings, self.retrieval), **made_by, **live_inputs(self.live), **going_on}
+        return {**sources(self.settings, self.retrieval), **made_by, **live_inputs(self.live, catalog), **going_on}
 
     def outdated(self, ref: str, meta: Mapping[str, Any]) -> bool:
         """A ranker that was compared with another one than is served now has no verdict that counts."""
@@ -109,7 +112,7 @@ class CompressedTraining:
         return None if self.served is None else self.served.ref
 
     def _key(self, log: EventLog, catalog: ItemCatalog, embeddings: Floats, layout: Layout | None) -> str:
-        return key_of({**self.inputs(), "against": self._ref}, log, catalog, embeddings, layout)
+        return key_of({**self.inputs(catalog), "against": self._ref}, log, catalog, embeddings, layout)
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class TakenText:
     uri: str
     fetch: Callable[[], Path]
 
-    def inputs(self) -> dict[str, Any]:
+    def inputs(self, catalog: ItemCatalog) -> dict[str, Any]:
         """See `RankerMaker.inputs`."""
         taken = {"text": self.uri, "cases": self.settings.text_validation_cases}
         return {**sources(self.settings, self.retrieval), **taken}
@@ -166,12 +169,17 @@ def with_live(imported: EventLog, live: EventLog, catalog: ItemCatalog) -> Event
     """Return the imported events and those that came in since, by time; events on items nobody knows are left out."""
     if not len(live):
         return imported
-    known = live.take(catalog.rows(live.item_ids.tolist()) >= 0)
+    known = known_events(live, catalog)
     both = (
         np.concatenate([getattr(imported, c), getattr(known, c)])
         for c in ("user_ids", "item_ids", "types", "values", "timestamps_ms")
     )
     return EventLog(*both).sorted_by_time()
+
+
+def known_events(log: EventLog, catalog: ItemCatalog) -> EventLog:
+    """Return the events on items that `catalog` holds: those that count as learned, as later and as changed."""
+    return log.take(catalog.rows(log.item_ids.tolist()) >= 0)
 
 
 def window(log: EventLog) -> dict[str, Any]:
@@ -201,9 +209,10 @@ def layout_inputs(layout: Layout | None) -> dict[str, Any]:
     return {} if layout is None else {"affinities": "of the text part"}
 
 
-def live_inputs(live: EventLog) -> dict[str, Any]:
-    """Return what live events add to the inputs.
+def live_inputs(live: EventLog, catalog: ItemCatalog) -> dict[str, Any]:
+    """Return what live events on items of `catalog` add to the inputs, in whatever order they come.
 
     A training without any is the very training that `build` does, and finds its ranker.
     """
-    return {"live": digest_events(live)} if len(live) else {}
+    known = known_events(live, catalog)
+    return {"live": digest_event_set(known)} if len(known) else {}

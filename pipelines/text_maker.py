@@ -50,7 +50,7 @@ class TextTraining:
     student: int | None = None
     checkpoint: Callable[[str], Checkpoint] | None = None
 
-    def inputs(self) -> dict[str, Any]:
+    def inputs(self, catalog: ItemCatalog) -> dict[str, Any]:
         """See `RankerMaker.inputs`."""
         return {
             **sources(self.settings, self.retrieval),
@@ -60,7 +60,7 @@ class TextTraining:
             "start": self._ref if self._from_served else self.uri,
             "student": self.student,
             "since_ms": self.since_ms,
-            **live_inputs(self.live),
+            **live_inputs(self.live, catalog),
         }
 
     def outdated(self, ref: str, meta: Mapping[str, Any]) -> bool:
@@ -78,7 +78,7 @@ class TextTraining:
         start = served if self._from_served and served is not None else self.start()
         kept = None
         if self.checkpoint is not None:
-            decided_by = {**self.inputs(), "against": self._ref}
+            decided_by = {**self.inputs(catalog), "against": self._ref}
             kept = self.checkpoint(key_of(decided_by, log, catalog, embeddings, layout))
         of = self.settings
         metrics = train_text_ranker(

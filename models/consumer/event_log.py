@@ -1,8 +1,9 @@
 """The event log: every event that reached the store, as Parquet by the day it arrived, for training.
 
 `<folder>/day=YYYY-MM-DD/*.parquet`. A file is written whole before its entries are acknowledged, so a crash may write
-entries twice, never not at all; (bucket, entry id) tells them apart, and both reading and compacting keep one.
-Called by the consumer loop and by whoever trains. Knows nothing of stores.
+entries twice, never not at all; (bucket, entry id) tells them apart, and both reading and compacting keep one. What is
+read depends on the entries alone: not on how they were spread over files, nor on the names of these. Called by the
+consumer loop and by whoever trains. Knows nothing of stores.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def compact(folder: Path, *, files: int) -> int:
         parts = sorted(day.glob("*.parquet"))
         if len(parts) < files:
             continue
-        table = _distinct(pa.concat_tables([_read(p) for p in parts])).sort_by("timestamp_ms")
+        table = _in_order(pa.concat_tables([_read(p) for p in parts]))
         _write(table, day / f"{_COMPACT}{uuid.uuid4().hex}.parquet")
         for part in parts:
             part.unlink()
@@ -56,14 +57,18 @@ def compact(folder: Path, *, files: int) -> int:
 
 
 def read_event_log(folder: Path) -> EventLog:
-    """Return the whole log, each entry once; events without an item (searches) are left out."""
+    """Return the whole log, each entry once; events without an item (searches) are left out.
+
+    By time, and what a bucket got in one millisecond as it came: the order that trainings see is the same for the same
+    entries, whatever files hold them.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     parts = sorted(folder.glob("day=*/*.parquet"))
     if not parts:
         return EventLog.empty()
-    table = _distinct(pa.concat_tables([_read(p) for p in parts]))
+    table = _in_order(pa.concat_tables([_read(p) for p in parts]))
     return EventLog.from_arrow(table.filter(pc.is_valid(table["item"])))
 
 
@@ -96,14 +101,17 @@ def _read(path: Path) -> Any:
     return pq.ParquetFile(path).read()
 
 
-def _distinct(table: Any) -> Any:
+def _in_order(table: Any) -> Any:
+    """Return each entry once, by (time, bucket, entry id)."""
     import pyarrow as pa
 
-    keys = zip(table["bucket"].to_pylist(), table["entry"].to_pylist(), strict=True)
-    first: dict[tuple[int, str], int] = {}
-    for at, key in enumerate(keys):
+    times, buckets = table["timestamp_ms"].to_pylist(), table["bucket"].to_pylist()
+    entries = [tuple(map(int, entry.split("-"))) for entry in table["entry"].to_pylist()]
+    first: dict[tuple[int, tuple[int, ...]], int] = {}
+    for at, key in enumerate(zip(buckets, entries, strict=True)):
         first.setdefault(key, at)
-    return table if len(first) == len(table) else table.take(pa.array(first.values(), pa.int64()))
+    order = sorted(first.values(), key=lambda at: (times[at], buckets[at], entries[at]))
+    return table.take(pa.array(order, pa.int64()))
 
 
 def _write(table: Any, final: Path) -> None:

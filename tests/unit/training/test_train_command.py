@@ -14,7 +14,8 @@ from cluster.errors import OperatorError
 from cluster.prepare import keep_release
 from cluster.workspace import Workspace
 from models.bundle import SECOND_RANKER, load_bundle
-from models.catalog import Item
+from models.catalog import Item, ItemCatalog
+from models.consumer.event_log import write_entries
 from models.encoder import HashEncoder
 from models.events import Event, EventType
 from models.releases import new_release
@@ -87,6 +88,16 @@ def test_training_publishes_a_release_then_finds_nothing_new_then_goes_on_from_l
     assert result.exit_code == 0 and none["outcome"] == "unchanged"
     assert workspace.releases().latest().release_id == first["release"]
 
+    # Events on items that nobody knows are nothing to go on from, and nothing that changed.
+    strangers = [Event(f"x{n}", "u1", EventType.rating, 2 * int(log.timestamps_ms[-1]), f"x{n}", 4.0) for n in range(9)]
+    write_entries(
+        workspace.events / "main", [(1, StreamEntry(f"{e.timestamp_ms}-{e.item_id[1:]}", e)) for e in strangers]
+    )
+    for options in ((), ("--incremental",)):
+        result, none = run(place, "train", *options)
+        assert (result.exit_code, none["outcome"]) == (0, "unchanged")
+    assert len(list(workspace.artifacts().list("ranker"))) == 1
+
     live = live_events(workspace, users=80, after_ms=int(log.timestamps_ms[-1]))
     result, on = run(place, "train", "--incremental")
     assert on["parent"] == first["ranker"], on
@@ -99,8 +110,6 @@ def test_training_publishes_a_release_then_finds_nothing_new_then_goes_on_from_l
 
 def live_events(workspace, *, users, after_ms):
     """Write what the consumer of a running deployment would have written, and return the last time."""
-    from models.consumer.event_log import write_entries
-
     rng = np.random.default_rng(1)
     entries, at = [], after_ms
     for user in range(users):
@@ -184,7 +193,7 @@ def test_no_second_text_ranker_stands_behind_a_trained_one(place, make_taste_log
 def test_a_text_training_that_goes_on_takes_gentler_steps_in_every_part(place, tmp_path):
     of = settings_of([*place, "pipelines.text={learning_rate: 1.0e-5, head_learning_rate: 1.0e-3}"]).pipelines
     maker = TextTraining(of, RetrievalSettings(), "start", lambda: tmp_path, since_ms=1)
-    made = maker.inputs()["text"]
+    made = maker.inputs(ItemCatalog.of([]))["text"]
     assert made["learning_rate"] == pytest.approx(3e-6) and made["head_learning_rate"] == pytest.approx(3e-4)
 
 

@@ -96,6 +96,7 @@ def import_(
     path: Annotated[Path | None, typer.Option(help="File or folder of the data set.")] = None,
     items: Annotated[Path | None, typer.Option(help="generic: items as JSON lines or Parquet.")] = None,
     events: Annotated[Path | None, typer.Option(help="generic: events as JSON lines or Parquet.")] = None,
+    reviews: Annotated[Path | None, typer.Option(help="generic: reviews as JSON lines, Parquet or CSV.")] = None,
     max_bad_rows: Annotated[int | None, typer.Option(help="Fail above this many bad rows.", min=0)] = None,
     env: Env = "local",
     set_: Set = None,
@@ -105,13 +106,15 @@ def import_(
     from cluster.prepare import import_dataset
 
     with _operating(env, set_, json=json) as settings:
-        paths = {"path": path, "items": items, "events": events}
+        paths = {"path": path, "items": items, "events": events, "reviews": reviews}
         dataset = import_dataset(settings, name, paths=paths, max_bad_rows=max_bad_rows)
         counts = {"items": len(dataset.items), "events": len(dataset.events), "left_out": dict(dataset.left_out)}
+        counts |= {"reviews": sum(map(len, dataset.reviews.values()))} if reviews is not None else {}
         if json:
             result({"ok": True, "name": dataset.name, **counts})
         else:
-            stdout.print(f"{dataset.name}: {counts['items']} items, {counts['events']} events; {dataset.licence}")
+            shown = ", ".join(f"{count} {what}" for what, count in counts.items() if what != "left_out")
+            stdout.print(f"{dataset.name}: {shown}; {dataset.licence}")
             for reason, count in dataset.left_out.items():
                 stdout.print(f"  left out: {count} ({reason})")
 

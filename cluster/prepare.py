@@ -42,14 +42,15 @@ def import_dataset(
             if path is None and importer.default_uri is None:
                 raise OperatorError(f"import {name} needs --{option}: {importer.summary}")
             given[option] = path or resolve(importer.default_uri or "", cache=workspace.models, progress=progress)
-        unused = [o for o, p in paths.items() if p is not None and o not in importer.inputs]
+        more = {option: path for option in importer.optional if (path := paths.get(option)) is not None}
+        unused = [o for o, p in paths.items() if p is not None and o not in (*importer.inputs, *importer.optional)]
         if unused:
             raise OperatorError(f"import {name} takes no --{unused[0]}")
         limit = settings.pipelines.max_bad_rows if max_bad_rows is None else max_bad_rows
         rejects = workspace.data / f"{name}.rejects.jsonl"
         rejects.parent.mkdir(parents=True, exist_ok=True)
         try:
-            dataset = importer.run(*given.values(), rejects=rejects, max_bad_rows=limit, progress=progress)
+            dataset = importer.run(*given.values(), **more, rejects=rejects, max_bad_rows=limit, progress=progress)
         except (ImportFailed, OSError) as error:
             raise OperatorError(str(error)) from error
     # A release remembers its data set by name, so the name is that of the folder, whatever the files were called.

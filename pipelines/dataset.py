@@ -1,7 +1,8 @@
 """The imported form of a catalogue and its events: what every importer makes and `build` reads.
 
 A folder with `dataset.json` (format, name, licence, counts), `items.parquet`, `events.parquet` and, where users
-declared something about themselves, `users.parquet`. Knows nothing of where the data came from.
+declared something about themselves, `users.parquet`; where items have reviews, `reviews.parquet`. Knows nothing of
+where the data came from.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any
 
 from models.catalog import Item
 from models.events import EventLog
+from models.reviews import Review, ReviewsByItem
 
 FORMAT = 1
 _HEAD, _ITEMS, _EVENTS, _USERS = "dataset.json", "items.parquet", "events.parquet", "users.parquet"
+_REVIEWS = "reviews.parquet"
 
 
 class DatasetError(Exception):
@@ -37,6 +40,7 @@ class Dataset:
         users: declared attributes by user id, where the source has them.
         licence: under what terms the data may be used.
         left_out: rows that are not in here, counted by reason; nothing is left out silently.
+        reviews: what people wrote about items, by item id.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Dataset:
     users: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     licence: str = ""
     left_out: Mapping[str, int] = field(default_factory=dict)
+    reviews: ReviewsByItem = field(default_factory=dict)
 
 
 def write_dataset(dataset: Dataset, folder: Path) -> None:
@@ -65,6 +70,8 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
         if dataset.users:
             attributes = [json.dumps(dict(a)) for a in dataset.users.values()]
             pq.write_table(pa.table({"user": list(dataset.users), "attributes": attributes}), staging / _USERS)
+        if dataset.reviews:
+            pq.write_table(_reviews_table(dataset.reviews), staging / _REVIEWS)
         head = {
             "format": FORMAT,
             "name": dataset.name,
@@ -72,6 +79,7 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
             "items": len(dataset.items),
             "events": len(dataset.events),
             "users": len(dataset.users),
+            "reviews": sum(map(len, dataset.reviews.values())),
             "left_out": dict(dataset.left_out),
         }
         (staging / _HEAD).write_text(json.dumps(head, indent=1), "utf-8")
@@ -95,13 +103,16 @@ def read_dataset(folder: Path) -> Dataset:
         items = _items(pq.read_table(folder / _ITEMS))
         events = EventLog.from_arrow(pq.read_table(folder / _EVENTS))
         users = _users(pq.read_table(folder / _USERS)) if head["users"] else {}
+        written = head.get("reviews", 0)  # data sets of earlier versions have none
+        reviews = _reviews(pq.read_table(folder / _REVIEWS)) if written else {}
     except FileNotFoundError as error:
         raise DatasetError(f"{folder}: {Path(error.filename or '').name} missing; run `raycommend import`") from error
     except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
         raise DatasetError(f"{folder}: not a readable data set ({error}); import it again") from error
-    if (len(items), len(events), len(users)) != (head["items"], head["events"], head["users"]):
+    counts = (len(items), len(events), len(users), sum(map(len, reviews.values())))
+    if counts != (head["items"], head["events"], head["users"], written):
         raise DatasetError(f"{folder}: holds other counts than {_HEAD} says; import it again")
-    return Dataset(head["name"], items, events, users, head["licence"], head["left_out"])
+    return Dataset(head["name"], items, events, users, head["licence"], head["left_out"], reviews)
 
 
 def _items_table(items: list[Item]) -> Any:
@@ -140,3 +151,26 @@ def _items(table: Any) -> list[Item]:
 def _users(table: Any) -> dict[str, dict[str, str]]:
     pairs = zip(table["user"].to_pylist(), table["attributes"].to_pylist(), strict=True)
     return {user: json.loads(attributes) for user, attributes in pairs}
+
+
+def _reviews_table(reviews: ReviewsByItem) -> Any:
+    import pyarrow as pa
+
+    rows = [(item, review) for item, found in reviews.items() for review in found]
+    return pa.table(
+        {
+            "item": pa.array([item for item, _ in rows], pa.string()),
+            "text": pa.array([r.text for _, r in rows], pa.string()),
+            "rating": pa.array([r.rating for _, r in rows], pa.float64()),
+            "writer": pa.array([r.writer for _, r in rows], pa.int32()),
+            "time_ms": pa.array([r.time_ms for _, r in rows], pa.int64()),
+        }
+    )
+
+
+def _reviews(table: Any) -> ReviewsByItem:
+    found: dict[str, list[Review]] = {}
+    columns = [table[name].to_pylist() for name in ("item", "text", "rating", "writer", "time_ms")]
+    for item, *review in zip(*columns, strict=True):
+        found.setdefault(item, []).append(Review(*review))
+    return {item: tuple(rows) for item, rows in found.items()}

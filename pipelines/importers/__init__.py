@@ -35,6 +35,7 @@ class Importer:
     Attributes:
         run: called with one path per name in `inputs`, and keywords `rejects`, `max_bad_rows`, `progress`.
         inputs: the paths it needs, as option names.
+        optional: paths it takes as keywords where they are given, as option names.
         summary: one line of help.
         default_uri: where the one input comes from when no path is given.
     """
@@ -43,6 +44,7 @@ class Importer:
     inputs: tuple[str, ...]
     summary: str
     default_uri: str | None = None
+    optional: tuple[str, ...] = ()
 
 
 IMPORTERS: Mapping[str, Importer] = {
@@ -56,5 +58,10 @@ IMPORTERS: Mapping[str, Importer] = {
         ("path",),
         "products with long texts (Amazon 2018 by MiniOneRec), a folder you have",
     ),
-    "generic": Importer(generic, ("items", "events"), "your own items and events, JSON lines or Parquet"),
+    "generic": Importer(
+        generic,
+        ("items", "events"),
+        "your own items, events and reviews, JSON lines or Parquet",
+        optional=("reviews",),
+    ),
 }

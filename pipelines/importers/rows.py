@@ -46,16 +46,16 @@ class ItemRows:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Check and keep one item. Raises BadRow."""
-        _known(row, _ITEM_FIELDS)
-        item_id = _id(row, "id")
+        known_fields(row, _ITEM_FIELDS)
+        item_id = checked_id(row, "id")
         if item_id in self._ids:
             raise BadRow(f"duplicate item id: {item_id}")
-        title = _text(row, "title", _MAX_TITLE)
+        title = checked_text(row, "title", _MAX_TITLE)
         if not title:
             raise BadRow("title: missing or blank")
         labels, numbers = self._attributes(row.get("attributes"))
-        media = {name: where for name in MODALITIES if (where := _text(row, name, _MAX_REFERENCE))}
-        self.items.append(Item(item_id, title, _text(row, "text", _MAX_TEXT), labels, numbers, media))
+        media = {name: where for name in MODALITIES if (where := checked_text(row, name, _MAX_REFERENCE))}
+        self.items.append(Item(item_id, title, checked_text(row, "text", _MAX_TEXT), labels, numbers, media))
         self._ids.add(item_id)
 
     def _attributes(self, given: Any) -> tuple[dict[str, tuple[str, ...]], dict[str, float]]:
@@ -71,7 +71,7 @@ class ItemRows:
             if value is None:
                 continue
             if isinstance(value, int | float) and not isinstance(value, bool):
-                numbers[name] = _finite(value, f"attribute {name}")
+                numbers[name] = checked_number(value, f"attribute {name}")
             elif texts := _labels(name, value):
                 labels[name] = texts
         kinds = dict.fromkeys(labels, "label") | dict.fromkeys(numbers, "number")
@@ -99,22 +99,22 @@ class EventRows:
     def add(self, row: Mapping[str, Any]) -> None:
         """Check and keep one event. Raises BadRow."""
         if not row.keys() <= _EVENT_FIELDS:
-            _known(row, _EVENT_FIELDS)
+            known_fields(row, _EVENT_FIELDS)
         user, item, kind = row.get("user"), row.get("item"), row.get("type")
         # An id that was seen before needs no second check; that is most of them.
         if not isinstance(user, str) or user not in self._user_codes:
-            user = _id(row, "user")
+            user = checked_id(row, "user")
         if not isinstance(item, str) or item not in self._item_codes:
-            item = _id(row, "item")
+            item = checked_id(row, "item")
             if item not in self._item_codes:
                 raise BadRow(f"unknown item: {item} is not among the items")
         if not isinstance(kind, str) or kind not in _TYPES:
             raise BadRow(f"type: {_quoted(kind)} is none of {', '.join(_TYPES)}")
-        at = self._time(row.get("time"))
+        at = checked_time(row.get("time"), latest_ms=self._latest_ms)
         given = row.get("value")
         if given is None and kind == "rating":
             raise BadRow("value: missing, a rating needs one")
-        value = 1.0 if given is None else _finite(given, "value")
+        value = 1.0 if given is None else checked_number(given, "value")
         # A user gets a code only now: a bad row leaves no trace.
         self._users.append(self._user_codes.setdefault(user, len(self._user_codes)))
         self._items.append(self._item_codes[item])
@@ -136,20 +136,22 @@ class EventRows:
             timestamps_ms=np.array(self._times, np.int64),
         ).sorted_by_time()
 
-    def _time(self, given: Any) -> int:
-        if type(given) is int:
-            at = given
-        elif isinstance(given, str | datetime):
-            at = _milliseconds(given)
-        elif given is None:
-            raise BadRow("time: missing")
-        else:
-            raise BadRow(f"time: {type(given).__name__} where whole milliseconds or ISO 8601 text is expected")
-        if at < EARLIEST_MS:
-            raise BadRow(f"time: {at} ms is before 1990; were seconds given for milliseconds?")
-        if at > self._latest_ms:
-            raise BadRow(f"time: {at} ms is in the future")
-        return at
+
+def checked_time(given: Any, *, latest_ms: int | None = None) -> int:
+    """Return milliseconds since 1970, at most `latest_ms` (by default a day from now). Raises BadRow."""
+    if type(given) is int:
+        at = given
+    elif isinstance(given, str | datetime):
+        at = _milliseconds(given)
+    elif given is None:
+        raise BadRow("time: missing")
+    else:
+        raise BadRow(f"time: {type(given).__name__} where whole milliseconds or ISO 8601 text is expected")
+    if at < EARLIEST_MS:
+        raise BadRow(f"time: {at} ms is before 1990; were seconds given for milliseconds?")
+    if at > (int(time.time() * 1000) + _DAY_MS if latest_ms is None else latest_ms):
+        raise BadRow(f"time: {at} ms is in the future")
+    return at
 
 
 def _milliseconds(given: str | datetime) -> int:
@@ -161,12 +163,13 @@ def _milliseconds(given: str | datetime) -> int:
         raise BadRow("time: text that is no ISO 8601 time") from error
 
 
-def _known(row: Any, fields: frozenset[str]) -> None:
+def known_fields(row: Any, fields: frozenset[str]) -> None:
+    """Raise BadRow where a row has another field than these: a typo must not be lost."""
     if unknown := set(row) - fields:
         raise BadRow(f"unknown field: {_quoted(min(map(str, unknown)))} is none of {', '.join(sorted(fields))}")
 
 
-def _id(row: Mapping[str, Any], name: str) -> str:
+def checked_id(row: Mapping[str, Any], name: str) -> str:
     """Return a valid id; whole numbers count as their digits. The reason never quotes the id."""
     given = row.get(name)
     if given is None:
@@ -180,7 +183,8 @@ def _id(row: Mapping[str, Any], name: str) -> str:
     return given
 
 
-def _text(row: Mapping[str, Any], name: str, limit: int) -> str:
+def checked_text(row: Mapping[str, Any], name: str, limit: int) -> str:
+    """Return a text on one line, "" where there is none. Raises BadRow."""
     given = row.get(name)
     if given is None:
         return ""
@@ -204,7 +208,8 @@ def _labels(name: str, value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(v.strip() for v in values if v.strip()))
 
 
-def _finite(value: Any, name: str) -> float:
+def checked_number(value: Any, name: str) -> float:
+    """Return a finite number that float32 can hold. Raises BadRow."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRow(f"{name}: {type(value).__name__} where a number is expected")
     if not math.isfinite(value) or abs(value) > _FLOAT32_MAX:

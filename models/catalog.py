@@ -23,6 +23,10 @@ CATALOG_FILE = "catalog.arrow"
 _LABEL, _NUMBER, _MEDIA = "label:", "number:", "media:"
 MODALITIES = ("image", "audio")
 """What an item may carry beside its text."""
+REVIEWED = {"praised": "praised_for", "criticised": "criticised_for", "disputed": "disputed"}
+"""Label names by what reviews say of an aspect (`models.explain.aspects`). Nobody else may give an item such a label,
+and no text of an item holds them: vectors and rankers stay as they are when reviews come in."""
+_UNWRITTEN = frozenset(REVIEWED.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ def write_catalog(items: Sequence[Item], path: Path) -> None:
 def document_of(item: Item) -> str:
     """Return the text that encoders and text rankers read of an item: title, labels, numbers, description."""
     parts = [item.title]
-    parts += [", ".join(values) for _, values in sorted(item.labels.items()) if values]
+    parts += [", ".join(values) for name, values in sorted(item.labels.items()) if values and name not in _UNWRITTEN]
     parts += [f"{name} {value:g}" for name, value in sorted(item.numbers.items())]
     parts.append(item.text)
     return ". ".join(p for p in parts if p)
@@ -219,10 +223,11 @@ class ItemCatalog:
         """Return the documents of many rows of a catalog; ten times faster than one by one."""
         at = rows.astype(np.int64)
         columns = {name: column.take(at).to_pylist() for name, column in self._column.items()}
+        written = [name for name in self.label_names if name not in _UNWRITTEN]
         found = []
         for n in range(len(rows)):
             parts = [columns["title"][n] or ""]
-            parts += [", ".join(v) for name in self.label_names if (v := columns[_LABEL + name][n])]
+            parts += [", ".join(v) for name in written if (v := columns[_LABEL + name][n])]
             numbers = ((name, columns[_NUMBER + name][n]) for name in self.number_names)
             parts += [f"{name} {value:g}" for name, value in numbers if value is not None]
             parts.append(columns["text"][n] or "")

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.bundle import ReleaseBundle
-from models.catalog import MODALITIES, Item, document_of
+from models.catalog import MODALITIES, REVIEWED, Item, document_of
 from models.items.change import ItemChange, Operation, new_item, patched
 from models.items.log import ItemLog, ItemLogFull
 from models.store.port import StoreError
@@ -140,6 +140,8 @@ def _attributes(given: AttributesIn, bundle: ReleaseBundle) -> dict[str, tuple[s
     for name, value in given.items():
         number = isinstance(value, int | float)
         kind = "a number" if number else "a text or a list of texts"
+        if value is not None and name in REVIEWED.values():
+            raise InvalidRequest(f"attributes.{name}: only what reviews say has this name")
         if value is not None and kinds.get(name, kind) != kind:
             raise InvalidRequest(f"attributes.{name}: the catalog has {kinds[name]} there")
         if value is None:

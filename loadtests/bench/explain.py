@@ -113,7 +113,8 @@ def _in_process(context: BenchContext, options: Options, settings: Settings, par
         runner.run(generator.start())
         try:
             capacity = None
-            checker = SecondChecker(dataset.items, dataset.events, embeddings=np.asarray(bundle.embeddings))
+            vectors = np.asarray(bundle.embeddings)
+            checker = SecondChecker(dataset.items, dataset.events, embeddings=vectors, reviews=dataset.reviews)
             if "levels" in parts:
                 from loadtests.bench.explain_levels import levels
 

@@ -2,8 +2,8 @@
 
 Written apart from `models.explain`: it shares no code, no word list and no data with the evidence, the grammar or the
 checker there. It reads an English sentence, finds the titles, attributes, numbers and claims in it, and holds each
-against what the user really did, what the catalog really says and what all users really did. Called by the `explain`
-benchmark and by tests.
+against what the user really did, what the catalog really says, what all users really did and what reviews really say.
+Called by the `explain` benchmark and by tests.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
+from loadtests.bench.second_reviews import SAYS_ACCLAIM, Acclaim, without_acclaim
 from models.catalog import Item
 from models.events import EventLog, EventType
+from models.reviews import ReviewsByItem
 
 LIKED_FROM = 3.5
 NEXT_EVENTS = 10
@@ -68,9 +70,18 @@ class SecondChecker:
     """Judges sentences about items of one catalog for users of one event log."""
 
     def __init__(
-        self, items: Sequence[Item], events: EventLog, *, embeddings: npt.NDArray[np.float32] | None = None
+        self,
+        items: Sequence[Item],
+        events: EventLog,
+        *,
+        embeddings: npt.NDArray[np.float32] | None = None,
+        reviews: ReviewsByItem | None = None,
     ) -> None:
-        """`embeddings` are unit rows in the order of `items`; without them "close in theme" is never believed."""
+        """`embeddings` are unit rows in the order of `items`; without them "close in theme" is never believed.
+
+        `reviews` are all that were imported; without them no praise is.
+        """
+        self._reviews = Acclaim(reviews or {})
         self._items = {item.item_id: item for item in items}
         self._row = {item.item_id: at for at, item in enumerate(items)}
         self._embeddings = embeddings
@@ -90,6 +101,11 @@ class SecondChecker:
         rest, cited = self._without_titles(sentence, user_id, item_id)
         if not sentence or len(sentence) > 240 or _MARKUP.search(rest):
             return "form"
+        if SAYS_ACCLAIM.search(rest):  # before labels go: what is praised may be called as a genre is
+            verdicts = [self._reviews.wrong(rest, [item_id, *one]) for one in product(*cited)]
+            if None not in verdicts:
+                return verdicts[0]
+            rest = without_acclaim(rest)
         rest, named = self._without_labels(rest)
         if foreign := self._foreign_title(rest):
             return f"title: {foreign}"

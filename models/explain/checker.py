@@ -59,7 +59,7 @@ def check_reason(
     rest, cited, named = _masked(text, evidence, language)
     for verdict in (
         _check_words(rest, evidence, language, catalog_titles),
-        _check_names(rest, evidence, cited, named),
+        _check_names(rest, evidence, cited, named, praise=lexicon.says_praise(rest, language)),
         _check_claims(rest, evidence, cited, named, language),
     ):
         if verdict != "ok":
@@ -115,19 +115,22 @@ def _check_words(rest: str, evidence: Evidence, language: str, titles: Container
     return "repeated" if stuck else "ok"
 
 
-def _check_names(rest: str, evidence: Evidence, cited: list[Liked], named: list[str]) -> Verdict:
-    """Every attribute named beside liked titles must be shared with each of them; nothing is said twice."""
+def _check_names(rest: str, evidence: Evidence, cited: list[Liked], named: list[str], *, praise: bool) -> Verdict:
+    """Every attribute named beside liked titles must be shared with each of them; nothing is said twice.
+
+    In a sentence of praise all that is named must be what reviews praise, in any other nothing of it counts.
+    """
     titles = {chr(_ITEM): evidence.item} | {chr(_LIKED + at): liked.title for at, liked in enumerate(evidence.liked)}
     # A film called "Up" is not said twice by "Up for more?": everyday words do not count as repeated titles.
     marks = [m for m in _MARK.findall(rest) if titles.get(m, "").casefold() not in lexicon.ENGLISH]
     if len(marks) != len(set(marks)):
         return "repeated"
     for liked in cited:
-        shared = {a.text.casefold() for a in liked.shared}
+        shared = {a.text.casefold() for a in liked.shared if (a.kind == "aspect") == praise}
         if any(name not in shared for name in named):
             return "unbacked_attribute"
-    own = {a.text.casefold() for a in evidence.attributes}
-    backed = own | {a.text.casefold() for a in evidence.shared}
+    known = (*evidence.attributes, *evidence.shared)
+    backed = {a.text.casefold() for a in known if (a.kind == "aspect") == praise}
     return "ok" if all(name in backed for name in named) else "unbacked_attribute"
 
 
@@ -146,7 +149,8 @@ def _check_claims(rest: str, evidence: Evidence, cited: list[Liked], named: list
         crowd = claim == "crowd" and (
             {"popular", "trending"} & set(evidence.claims) or (hows and all("co_visited" in how for how in hows))
         )
-        if not (claim in evidence.claims or linked or similar or crowd):
+        praised = claim == "praised" and bool(named)  # each of them is praised: see `_check_names`
+        if not (claim in evidence.claims or linked or similar or crowd or praised):
             return "unbacked_claim"
     return "ok"
 

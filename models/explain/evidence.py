@@ -65,12 +65,18 @@ class Evidence:
         """Attributes that the item has in common with at least one liked item, strongest first."""
         return tuple(dict.fromkeys(a for liked in self.liked for a in liked.shared))
 
+    @property
+    def praised(self) -> tuple[Attribute, ...]:
+        """What the item's reviews praise, most praised first."""
+        return tuple(a for a in self.attributes if a.kind == "aspect")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the record as the public API shows it."""
         return {
             "liked": [i.title for i in self.liked if i.taken in ("liked", "bought", "chosen")],
             "viewed": [i.title for i in self.liked if i.taken == "viewed"],
-            "shared": [a.text for a in self.shared],
+            "shared": [a.text for a in self.shared if a.kind != "aspect"],
+            "praised": [a.text for a in self.praised],
             "year": self.year,
             "source": self.source,
             "weighed": self.weighed,
@@ -122,7 +128,9 @@ def build_evidence(
         trending_rank: rank in the recent window; `trending` is claimed only from it.
         options: thresholds.
     """
-    own, title = attributes_of(catalog, row), quotable_text(catalog.title(row))
+    every, title = attributes_of(catalog, row), quotable_text(catalog.title(row))
+    own = tuple(a for a in every if a.kind != "aspect")
+    praised = tuple(a for a in every if a.kind == "aspect")[: options.max_aspects]
     cosines = _cosines(embeddings, row, [p.row for p in positives], text_dimension)
     visits = [link(p.row, row) if link is not None and p.row != row else 0.0 for p in positives]
     most = max((v for v in visits if v >= options.min_link), default=0.0)
@@ -135,8 +143,8 @@ def build_evidence(
     year = catalog.numbers(row).get("year")
     return Evidence(
         item=title,
-        liked=tuple(_liked(positives[at], own, visits[at], float(cosines[at]), options) for at in best),
-        attributes=own[: options.max_attributes],
+        liked=tuple(_liked(positives[at], own, praised, visits[at], float(cosines[at]), options) for at in best),
+        attributes=own[: options.max_attributes] + praised,
         year=int(year) if year is not None and 0 < year < 3000 else None,
         source=_strongest(sources, source_scores),
         claims=_claims(positives, row, len(catalog), sources, popularity_rank, trending_rank, options),
@@ -156,14 +164,19 @@ def _strength(
     strength = visited / most if visited >= options.min_link and visited > 0 else 0.0
     shared = sum(a in positive.labels for a in own)
     if shared:  # out of all that either has: two of two genres say more than two of six
-        strength += shared / len({*own, *positive.labels})
+        strength += shared / len({*own, *(a for a in positive.labels if a.kind != "aspect")})
     if cosine >= options.min_cosine:
         strength += max(cosine, 1e-6)
     return strength * positive.weight
 
 
 def _liked(
-    positive: Positive, own: tuple[Attribute, ...], visited: float, cosine: float, options: EvidenceOptions
+    positive: Positive,
+    own: tuple[Attribute, ...],
+    praised: tuple[Attribute, ...],
+    visited: float,
+    cosine: float,
+    options: EvidenceOptions,
 ) -> Liked:
     shared = tuple(a for a in own if a in positive.labels)[: options.max_attributes]
     how: list[How] = []
@@ -173,6 +186,8 @@ def _liked(
         how.append("shared")
     if cosine >= options.min_cosine:
         how.append("meaning")
+    # Praise for the same is no link by itself: it may be said of what is linked anyway.
+    shared += tuple(a for a in praised if a in positive.labels)
     return Liked(positive.title, positive.taken, tuple(how), shared, round(cosine, 3))
 
 

@@ -22,7 +22,9 @@ from models.explain.positives import Attribute
 MAX_CHARS = 240
 LANGUAGES: Mapping[str, ModuleType] = {"en": frames_en, "zh": frames_zh}
 
-_LINKS = ("shared", "maker", "co_visited", "meaning")
+_LINKS = ("shared", "maker", "praised_too", "co_visited", "meaning")
+_BY_VALUE = {"shared": "shared", "maker": "maker", "praised_too": "praised"}
+"""Kinds of link that are there when their slot has a value."""
 _CHOICE = re.compile(r"\[([^\]]*)\]")
 _SLOT = re.compile(r"\{(\w+)\}")
 
@@ -60,7 +62,9 @@ def shapes_of(language: str) -> Mapping[str, Sequence[str]]:
 def scenes_of(evidence: Evidence, language: str = "en") -> list[Scene]:
     """Return the scenes of a record, strongest first; an empty record has the scene `nothing` alone."""
     words = LANGUAGES[language_of(language)]
-    scenes = _linked_scenes(evidence, words) + _own_scenes(evidence, words)
+    linked = _linked_scenes(evidence, words)
+    # What reviews praise comes right behind the strongest link: further back it would never be drawn.
+    scenes = linked[:1] + _praised_scenes(evidence, words) + linked[1:] + _own_scenes(evidence, words)
     return [s for s in scenes if s.shape in shapes_of(language)] or [Scene("nothing", {})]
 
 
@@ -110,9 +114,17 @@ def _scenes_of_group(group: tuple[Liked, ...], evidence: Evidence, words: Module
         "item": (_quoted(evidence.item, words),) if evidence.item else (),
         "shared": _combined([a for a in shared if a.kind == "genre"], words),
         "maker": tuple(words.speak(a) for a in shared if a.kind == "maker"),
+        "praised": _combined([a for a in shared if a.kind == "aspect"], words) if len(group) == 1 else (),
     }
-    shapes = [s for s in _LINKS if s in how or (s in ("shared", "maker") and values[s])]
-    return [Scene(shape, values) for shape in shapes if shape not in ("shared", "maker") or values[shape]]
+    shapes = [s for s in _LINKS if (values[_BY_VALUE[s]] if s in _BY_VALUE else s in how)]
+    return [Scene(shape, values) for shape in shapes]
+
+
+def _praised_scenes(evidence: Evidence, words: ModuleType) -> list[Scene]:
+    """The scene of what the item's reviews praise, whoever it is shown to."""
+    praised = _combined(evidence.praised, words)
+    item = (_quoted(evidence.item, words),) if evidence.item else ()
+    return [Scene("praised", {"item": item, "praised": praised})] if praised else []
 
 
 def _own_scenes(evidence: Evidence, words: ModuleType) -> list[Scene]:

@@ -71,6 +71,21 @@ FRAMES: dict[str, tuple[str, ...]] = {
         "[Looking for|In the mood for|Up for] something [close|similar] to {liked}? [Try {item}|Consider {item}|Give {item} a try].",
         "For someone who {verb} {liked}, {item} is [similar|close] in [theme|spirit|subject|tone].",
     ),
+    "praised": (
+        "Reviews praise the {praised} of {item}[|, so have a look|, so give it a try].",
+        "{item} is praised in reviews for its {praised}[|, so have a look|, so give it a try].",
+        "Praised in reviews for its {praised}[|: {item}].",
+        "[Have|Take] a look at {item}, [praised in reviews|which reviews praise] for its {praised}.",
+        "[One|Something] to [explore|consider|try]: {item}, [praised in reviews|which reviews praise] for its {praised}.",
+        "Reviews of {item} praise its {praised}[|, so have a look|, so give it a try].",
+    ),
+    "praised_too": (
+        "Like {one}, {item} is praised in reviews for its {praised}.",
+        "Reviews praise the {praised} of both {one} and {item}[|, and you {verb} the first one].",
+        "{one} and {item} are both praised in reviews for [the|their] {praised}.",
+        "[Because|Since|As|Given that] you {verb} {one}, [try|consider] {item}, which reviews also praise for its {praised}.",
+        "You {verb} {one}, which is praised in reviews for its {praised}, just like {item}.",
+    ),
     "again": (
         "[Time|Ready] for [more|another round]? You bought {item} before.",
         "You bought {item} before[|, so you may want it again|, so you might need it again].",

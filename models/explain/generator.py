@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from models.explain.aspects import Aspects, template_verdict
 from models.explain.evidence import Evidence
 from models.explain.interests import Interests, template_summary
 
@@ -40,7 +41,7 @@ def model_of(folder: Path, grammar: str = "closed") -> str:
 
 
 class Generator(Protocol):
-    """Writes one sentence from one evidence record, or two about one user's interests."""
+    """Writes a sentence from an evidence record, two about a user's interests, or a verdict on an item's aspects."""
 
     @property
     def model(self) -> str:
@@ -57,6 +58,10 @@ class Generator(Protocol):
 
     async def summarise(self, interests: Interests, *, tenant: str = "main") -> str:
         """Return what a user is interested in. Raises GeneratorError, also when nothing is known of the user."""
+        ...
+
+    async def appraise(self, aspects: Aspects, *, tenant: str = "main") -> str:
+        """Return what reviews say of each aspect, a line each. Raises GeneratorError, also where there is none."""
         ...
 
     async def healthy(self) -> bool:
@@ -115,6 +120,11 @@ class ScriptedGenerator:
         """See `Generator.summarise`: the template."""
         await asyncio.sleep(0)
         return template_summary(interests)
+
+    async def appraise(self, aspects: Aspects, *, tenant: str = "main") -> str:
+        """See `Generator.appraise`: the template."""
+        await asyncio.sleep(0)
+        return template_verdict(aspects)
 
     async def healthy(self) -> bool:
         """See `Generator.healthy`."""

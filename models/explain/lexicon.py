@@ -30,8 +30,8 @@ ENGLISH = frozenset(
     maker makes many may maybe might moment moments mood more move
     name natural near need neighbouring new next now
     of off offer offers often on once one option options or ordered other others out
-    pairing path people perhaps person pick picked picking picks plenty please popular promising
-    ready recall recalls recently related returns right rise round running
+    pairing path people perhaps person pick picked picking picks plenty please popular praise praised promising
+    ready recall recalls recently related returns reviews right rise round running
     safe same see seek share shares should side similar since sits so someone something soon shortly spirit spot
     stands start step still stop streak subject such suggested suggestion suggestions suit suited suits
     take tap territory thanks that the their them then theme there these thing this time title titles to today together tone too
@@ -76,6 +76,7 @@ _CLAIMS: dict[str, re.Pattern[str]] = {
     "again": re.compile(r"\b(?:again|before|running (?:low|out)|once more)\b", re.I),
     "crowd": re.compile(r"\b(?:people|others|often|frequently|frequent|common|well-worn)\b", re.I),
     "meaning": re.compile(r"\b(?:theme|subject|ground|territory|close|near|neighbouring)\b", re.I),
+    "praised": re.compile(r"\b(?:prais|review)\w*", re.I),
     "similar": re.compile(r"\b(?:similar|related)\b", re.I),
 }
 _CHINESE_CLAIMS: dict[str, re.Pattern[str]] = {
@@ -84,12 +85,13 @@ _CHINESE_CLAIMS: dict[str, re.Pattern[str]] = {
     "new": re.compile("新上架|新来"),
     "again": re.compile("以前|又需要"),
     "crowd": re.compile("很多人|不少人|常常|经常|一同|选择\ue010"),
+    "praised": re.compile("评论|称赞"),
     "meaning": re.compile("主题|题材|内容|相近|接近|类似|相似"),
 }
 _CHINESE = (
     "因为 既然 也许 可能 或许 喜欢 欣赏 风格 气质 元素 类型 同样 也有 也是 也能 找到 延续了 保留了 带有 一样 还想 还想要 想要 想找 要 想 看过 买过 选过 "
     "体验过 之后 试试 看看 适合 推荐给 推荐 再次 出现 得到 延续 又一个 另一个 选择 都来自 来自 很多人 不少人 会选 常常 经常 下一个 一起 一同 选了 "
-    "主题 题材 内容 接近 类似 相近 与之 以前 又需要了 最近 目前 现在 正在 流行 很受欢迎 值得 一试 新上架 新来 新上架的 新来的 不一样 换个 来点 "
+    "评论 称赞 受到 主题 题材 内容 接近 类似 相近 与之 以前 又需要了 最近 目前 现在 正在 流行 很受欢迎 值得 一试 新上架 新来 新上架的 新来的 不一样 换个 来点 "
     "你 会 的 而 有 和 里 在 人 被 它 这个 了 中 是 也 都 上"
 ).split()
 _CHINESE_TEXT = re.compile(
@@ -127,6 +129,11 @@ def claims_something(word: str) -> bool:
         )
     )
     return word in loaded or bool(claims_of(word, "en")) or says_personal(f"{word} you", "en")
+
+
+def says_praise(rest: str, language: str) -> bool:
+    """Whether the sentence says that reviews praise something."""
+    return "praised" in claims_of(rest, language)
 
 
 def claims_of(rest: str, language: str) -> list[str]:

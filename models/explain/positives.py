@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from models.catalog import ItemCatalog
+from models.catalog import REVIEWED, ItemCatalog
 from models.events import EventType
 from models.explain.clean import LABEL_CHARS, quotable_text
 from models.features import UserFeatures
 
-Kind = Literal["genre", "maker", "other"]
+Kind = Literal["genre", "maker", "other", "aspect"]
+"""What an attribute is. An `aspect` is what the item's reviews praise, and may be said in no other way."""
 
 Taken = Literal["liked", "bought", "viewed", "chosen", "seed"]
 """What the user did with an item: a sentence must not say "liked" of what was only viewed.
@@ -27,7 +28,9 @@ _KINDS: dict[str, Kind] = {
         ("brand", "brands", "author", "authors", "director", "directors", "artist", "artists", "maker", "manufacturer"),
         "maker",
     ),
+    REVIEWED["praised"]: "aspect",
 }
+_UNSAID = frozenset(REVIEWED.values()) - {REVIEWED["praised"]}
 _TAKEN: dict[int, Taken] = {
     EventType.view: "viewed",
     EventType.click: "viewed",
@@ -52,6 +55,8 @@ class EvidenceOptions:
     """Co-visitation strength from which two items are called taken together."""
     max_liked: int = 3
     max_attributes: int = 3
+    max_aspects: int = 2
+    """How many praised aspects a record holds beside its other attributes."""
     recent_positives: int = 40
     """How many of the newest positive items are looked at."""
     popular_share: float = 0.05
@@ -82,14 +87,18 @@ class Positive:
 
 
 def attributes_of(catalog: ItemCatalog, row: int) -> tuple[Attribute, ...]:
-    """Return the quotable closed-set attributes of an item, genres first."""
+    """Return the quotable closed-set attributes of an item, genres first, what reviews praise last.
+
+    What reviews criticise or dispute is none: no sentence may hold it.
+    """
     found = [
         Attribute(text, _KINDS.get(name.casefold(), "other"))
         for name, values in catalog.labels(row).items()
+        if name not in _UNSAID
         for value in values
         if (text := quotable_text(value, limit=LABEL_CHARS))
     ]
-    return tuple(dict.fromkeys(sorted(found, key=lambda a: ("genre", "maker", "other").index(a.kind))))
+    return tuple(dict.fromkeys(sorted(found, key=lambda a: ("genre", "maker", "other", "aspect").index(a.kind))))
 
 
 def positives_of(

@@ -17,6 +17,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from models.explain.aspects import Aspects, aspect_grammar
 from models.explain.engine_options import EngineOptions, engine_arguments, engine_environment
 from models.explain.evidence import EMPTY
 from models.explain.generator import GeneratorBusy, GeneratorError, ReasonRequest, model_of
@@ -121,15 +122,29 @@ class VllmGenerator:
 
     async def summarise(self, interests: Interests, *, tenant: str = "main") -> str:
         """See `Generator.summarise`."""
-        if self._prompts is None:
-            raise GeneratorError("the generator has not been started")
-        if self._in_flight >= self._options.max_queued:
-            raise GeneratorBusy(f"{self._in_flight} requests are in flight")
+        prompts = self._ready()
         try:
             grammar = summary_grammar(interests)
         except ValueError as error:
             raise GeneratorError(str(error)) from error
-        return await self.complete(self._prompts.interest_ids(interests), grammar=grammar, salt=tenant)
+        return await self.complete(prompts.interest_ids(interests), grammar=grammar, salt=tenant)
+
+    async def appraise(self, aspects: Aspects, *, tenant: str = "main") -> str:
+        """See `Generator.appraise`."""
+        prompts = self._ready()
+        try:
+            grammar = aspect_grammar(aspects)
+        except ValueError as error:
+            raise GeneratorError(str(error)) from error
+        return await self.complete(prompts.aspect_ids(aspects), grammar=grammar, salt=tenant)
+
+    def _ready(self) -> PromptBuilder:
+        """Return what builds prompts. Raises GeneratorError before the start, GeneratorBusy without room."""
+        if self._prompts is None:
+            raise GeneratorError("the generator has not been started")
+        if self._in_flight >= self._options.max_queued:
+            raise GeneratorBusy(f"{self._in_flight} requests are in flight")
+        return self._prompts
 
     async def complete(
         self, prompt: list[int], *, grammar: str | None, priority: int = 0, salt: str = "main", max_tokens: int = 0

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from models.catalog import MODALITIES, Item
+from models.catalog import MODALITIES, REVIEWED, Item
 from models.events import EventLog, EventType
 from models.ids import is_valid_id
 
@@ -70,6 +70,8 @@ class ItemRows:
                 raise BadRow(f"attributes: a name must have 1 to {_MAX_NAME} characters")
             if value is None:
                 continue
+            if name in REVIEWED.values():
+                raise BadRow(f"attribute {name}: only what reviews say has this name")
             if isinstance(value, int | float) and not isinstance(value, bool):
                 numbers[name] = checked_number(value, f"attribute {name}")
             elif texts := _labels(name, value):

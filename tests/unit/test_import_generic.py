@@ -84,6 +84,7 @@ BAD_ITEMS: list[tuple[Any, str]] = [
     ({"id": "c", "title": "t", "attributes": {"tags": ["x", 1]}}, "attribute tags: neither text"),
     ({"id": "c", "title": "t", "attributes": {"tags": {"x": 1}}}, "attribute tags: neither text"),
     ({"id": "c", "title": "t", "attributes": {"price": "cheap"}}, "attribute price: a label here, but a number"),
+    ({"id": "c", "title": "t", "attributes": {"praised_for": "x"}}, "attribute praised_for: only what reviews say"),
     ({"id": "c", "title": "t", "attributes": {"price": 1e300}}, "attribute price: not a finite number"),
 ]
 

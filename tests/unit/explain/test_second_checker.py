@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 import loadtests.bench.second_checker as second
+import loadtests.bench.second_reviews as second_reviews
 from loadtests.bench.second_checker import SecondChecker
 from models.catalog import Item
 from models.events import EventLog, EventType
+from models.reviews import Review
 
 ITEMS = [
     Item("h", "Heat", labels={"genre": ("Crime", "Action")}, numbers={"year": 1995.0}),
@@ -86,9 +88,55 @@ def test_of_two_films_with_one_title_one_that_was_liked_is_enough() -> None:
 
 
 def test_it_shares_no_code_with_what_it_judges() -> None:
-    tree = ast.parse(Path(second.__file__).read_text("utf-8"))
-    names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {n for n in names if n and n.split(".")[0] in {"models", "serve", "pipelines", "cluster"}} == {
-        "models.catalog",
-        "models.events",
-    }
+    data = {"models.catalog", "models.events", "models.reviews"}  # what is judged, and nothing that judges
+    for module in (second, second_reviews):
+        tree = ast.parse(Path(module.__file__).read_text("utf-8"))
+        names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert {n for n in names if n and n.split(".")[0] in {"models", "serve", "pipelines", "cluster"}} <= data
+
+
+SAID = {
+    "h": (
+        *(
+            Review(t, 4.5, n)
+            for n, t in enumerate(["A great soundtrack.", "Loved its soundtrack", "soundtrack: superb!"])
+        ),
+        Review("The ending is great. Great ending", 5.0, 0),
+        Review("A great ending, they say", 5.0, 1),
+        *(Review("Great drama", 1.0, n) for n in range(4)),
+    ),
+    "f": (
+        *(Review(f"The soundtrack is wonderful {n}", None, n) for n in range(3)),
+        *(Review("The plot is not great", 4.0, n) for n in range(4)),
+        *(Review("A great pace and a terrible pace", 4.0, n) for n in range(4)),
+    ),
+}
+PRAISE = [
+    ("h", "Reviews praise the soundtrack of Heat.", None),
+    ("h", "Praised in reviews for its soundtrack: Heat.", None),
+    ("h", "Like Fargo, Heat is praised in reviews for its soundtrack.", None),
+    ("h", "Reviews praise the soundtrack of both Fargo and Heat, and you liked the first one.", None),
+    ("h", "Because you liked Fargo, try Heat, which reviews also praise for its soundtrack.", None),
+    ("h", "Because you bought Fargo, try Heat, which reviews also praise for its soundtrack.", "act: bought"),
+    ("h", "Reviews praise the soundtrack and ending of Heat.", "praise: ending"),  # two writers alone
+    ("h", "Reviews praise the drama of Heat.", "praise: drama"),  # rated 1 of 5
+    ("h", "Reviews praise the crime of Heat.", "praise: crime"),  # a genre, in no review
+    ("h", "Like Fargo, Heat is praised in reviews for its plot.", "praise: plot"),
+    ("h", "Reviews praise Heat.", "praise of nothing"),
+    ("h", "Critics applaud Heat.", "praise of nothing"),
+    ("f", "Reviews praise the plot of Fargo.", "praise: plot"),
+    ("f", "Reviews praise the pace of Fargo.", "praise: pace"),
+    ("b", "Reviews praise the soundtrack of Blade Runner.", "praise: soundtrack"),
+    ("h", "Reviews praise the soundtrack of Heat, the best crime pick.", "praise"),
+]
+
+
+@pytest.mark.parametrize(("item", "sentence", "why"), PRAISE)
+def test_praise_is_held_against_the_raw_reviews(
+    checker: SecondChecker, item: str, sentence: str, why: str | None
+) -> None:
+    users, items, types, values = (np.array(c, dtype=object) for c in zip(*ROWS, strict=True))
+    log = EventLog(users, items, types.astype(np.uint8), values.astype(np.float32), np.arange(len(ROWS)) + 10**12)
+    told = SecondChecker(ITEMS, log, reviews=SAID)
+    assert told.wrong(sentence, user_id="u", item_id=item) == why
+    assert checker.wrong(sentence, user_id="u", item_id=item) is not None, "without reviews no praise is true"

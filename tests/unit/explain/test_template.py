@@ -1,5 +1,7 @@
 """Templates: one true, short sentence for every record, without a model."""
 
+from dataclasses import replace
+
 import pytest
 
 from models.explain.evidence import EMPTY, Evidence, Liked
@@ -8,6 +10,7 @@ from models.explain.positives import Attribute
 from models.explain.template import template_reason
 
 CRIME, THRILLER = Attribute("Crime", "genre"), Attribute("Thriller", "genre")
+ASPECT = Attribute("soundtrack", "aspect")
 FARGO = Liked("Fargo", "liked", ("co_visited", "shared", "meaning"), (CRIME, THRILLER), 0.6)
 SEVEN = Liked("Seven", "liked", ("shared",), (CRIME,), 0.4)
 HEAT = Evidence("Heat", (FARGO, SEVEN), (CRIME, THRILLER), 1995, "sequential", ())
@@ -52,6 +55,7 @@ def test_every_frame_can_be_filled_by_some_scene() -> None:
         Evidence("Heat", (rich,), (CRIME, maker), 1995),
         Evidence("Heat", (), (CRIME,), 1995, None, ("popular", "trending", "new")),
         Evidence("Heat", (rich,), (CRIME,), 1995, None, ("again",)),
+        Evidence("Heat", (replace(rich, how=("co_visited",), shared=(ASPECT,)),), (CRIME, ASPECT)),
         EMPTY,
     ]
     for language in ("en", "zh"):

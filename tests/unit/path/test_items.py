@@ -154,6 +154,13 @@ async def test_an_attribute_of_the_other_kind_is_refused_by_name(world: World) -
         await world.here.items.put("new-1", ItemIn(title="x", attributes={"genre": 3}), **WHO)
 
 
+async def test_praise_comes_from_reviews_and_from_nobody_else(world: World) -> None:
+    for name in ("praised_for", "criticised_for", "disputed"):
+        with pytest.raises(InvalidRequest, match=f"{name}: only what reviews say"):
+            await world.here.items.put("new-1", ItemIn(title="x", attributes={name: "soundtrack"}), **WHO)
+    assert not await world.log.read_items("main", after=0)
+
+
 async def test_an_encoder_of_another_size_is_not_let_in(world: World) -> None:
     world.here.items = ItemService(world.log, FakeQueryEncoder(16), world.here.holder)
     with pytest.raises(DependencyError, match="encoder"):

@@ -247,22 +247,20 @@ def explain(
     summaries: Annotated[
         Path | None, typer.Option(help="Write what users are interested in, in words, to this Parquet file.")
     ] = None,
-    before_test: Annotated[
-        bool, typer.Option("--before-test", help="Summaries of what `evaluate` lets a method know.")
-    ] = False,
+    reviews: Annotated[str | None, typer.Option(help="Find what the reviews of this imported data set praise.")] = None,
+    before_test: Annotated[bool, typer.Option("--before-test", help="Summaries of what `evaluate` may know.")] = False,
     users: Annotated[int, typer.Option(help="How many of the most active users.", min=1)] = 100,
     most: Annotated[int, typer.Option(help="--warm: at most this many reasons.", min=1, max=100_000)] = 1000,
     env: Env = "local",
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Write reasons that are likely to be asked for (--warm), or summaries of users' interests (--summaries FILE)."""
+    """Write likely reasons (--warm), users' interests (--summaries FILE) or what reviews praise (--reviews DATASET)."""
     from cluster.explain import explain as explain_ahead
 
     with _operating(env, set_, json=json) as settings:
-        report = explain_ahead(
-            settings, warm=warm, summaries=summaries, before_test=before_test, users=users, most=most, say=say
-        )
+        wish: dict[str, Any] = {"summaries": summaries, "reviews": reviews, "before_test": before_test}
+        report = explain_ahead(settings, warm=warm, users=users, most=most, say=say, **wish)
         if json:
             result({"ok": True, **report})
 

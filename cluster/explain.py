@@ -2,7 +2,7 @@
 
 With `--warm` reasons: the most active users' current lists give the evidence, what comes up most often is written
 first, bounded by the number of users and of reasons. It needs a running deployment, whose Ray and cache store it uses.
-With `--summaries` see `cluster.interests`.
+With `--summaries` see `cluster.interests`, with `--reviews` `cluster.aspects`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cluster.aspects import write_aspects
 from cluster.config import Settings
 from cluster.console import bars
 from cluster.errors import OperatorError
@@ -38,20 +39,25 @@ def explain(
     users: int,
     most: int,
     summaries: Path | None = None,
+    reviews: str | None = None,
     before_test: bool = False,
     say: Say = lambda _: None,
 ) -> dict[str, Any]:
-    """Do what the command was asked for, one of the two, and say what came of it.
+    """Do what the command was asked for, one of the three, and say what came of it.
 
-    Raises OperatorError for both or neither, and for `before_test` where reasons are asked for.
+    Raises OperatorError for more or none, and for `before_test` where no summaries are asked for.
     """
-    if warm == (summaries is not None):
+    if [warm, summaries is not None, reviews is not None].count(True) != 1:
         raise OperatorError(
-            "raycommend explain needs --warm (fill the reason cache) or --summaries FILE (users' interests in words)"
+            "raycommend explain needs one of --warm (fill the reason cache), --summaries FILE (users' interests in "
+            "words) and --reviews DATASET (what its reviews praise)"
         )
-    if warm and before_test:
+    if summaries is None and before_test:
         raise OperatorError("--before-test goes with --summaries FILE: reasons are written about current lists")
-    if summaries is not None:
+    if reviews is not None:
+        report = write_aspects(settings, reviews, say=say)
+        counts = report["items_by"]
+    elif summaries is not None:
         report = write_summaries(settings, summaries.resolve(), users=users, before_test=before_test, say=say)
         counts = report["summaries"]
     else:

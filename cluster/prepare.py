@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster.aspects import labels_from_reviews
 from cluster.config import Settings
 from cluster.console import bars, say
 from cluster.errors import OperatorError
@@ -113,6 +114,7 @@ def build_release(
         data,
         parent=None if before is None else before.release_id,
         fold=folded(settings, data, reachable=online(settings)),
+        labels=labels_from_reviews(workspace, data),
     )
     _check_dimension(settings, workspace, report.release)
     return report

@@ -29,7 +29,7 @@ from models.progress import Progress, silent
 from models.rankers.settings import RankerSettings
 from models.releases import Release, new_release
 from models.retrieval.settings import RetrievalSettings
-from pipelines.dataset import Dataset
+from pipelines.dataset import Dataset, LabelsByItem, with_labels
 from pipelines.digests import digest_events, digest_fold, digest_items
 from pipelines.embedding.assemble import Embedder
 from pipelines.embedding.blocks import EncoderSpec
@@ -127,14 +127,21 @@ class Builder:
         self._steps: list[StepReport] = []
         self._layout: Layout | None = None
 
-    def run(self, dataset: Dataset, *, parent: str | None = None, fold: Fold | None = None) -> BuildReport:
+    def run(
+        self,
+        dataset: Dataset,
+        *,
+        parent: str | None = None,
+        fold: Fold | None = None,
+        labels: LabelsByItem | None = None,
+    ) -> BuildReport:
         """Build every artifact of `dataset`, with what the item log did to it, and return the release (not published).
 
-        Raises BuildError for a data set without items, and for an index that does not fit into the memory of the
-        settings or has a damaged piece.
+        `labels` are added to those of the items. Raises BuildError for a data set without items, and for an index that
+        does not fit into the memory of the settings or has a damaged piece.
         """
         fold = fold or Fold()
-        dataset = fold.applied(dataset)
+        dataset = with_labels(fold.applied(dataset), labels or {})
         if not dataset.items:
             raise BuildError(f"{dataset.name} has no items: there is nothing to recommend; import some")
         made_of = {"items": digest_items(dataset), **digest_fold(fold)}

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,10 @@ from models.reviews import Review, ReviewsByItem
 FORMAT = 1
 _HEAD, _ITEMS, _EVENTS, _USERS = "dataset.json", "items.parquet", "events.parquet", "users.parquet"
 _REVIEWS = "reviews.parquet"
+
+
+LabelsByItem = Mapping[str, Mapping[str, tuple[str, ...]]]
+"""Labels by item id."""
 
 
 class DatasetError(Exception):
@@ -50,6 +54,17 @@ class Dataset:
     licence: str = ""
     left_out: Mapping[str, int] = field(default_factory=dict)
     reviews: ReviewsByItem = field(default_factory=dict)
+
+
+def with_labels(dataset: Dataset, labels: LabelsByItem) -> Dataset:
+    """Return the data set with more labels on its items, in place of those of the same name."""
+    if not labels:
+        return dataset
+    changed = (
+        replace(item, labels={**item.labels, **more}) if (more := labels.get(item.item_id)) else item
+        for item in dataset.items
+    )
+    return replace(dataset, items=list(changed))
 
 
 def write_dataset(dataset: Dataset, folder: Path) -> None:

@@ -239,7 +239,7 @@ def test_a_state_folder_that_cannot_be_made_is_a_sentence(run, tmp_path, command
     assert "cannot be made (Not a directory): choose another folder" in message
 
 
-@pytest.mark.parametrize("wish", [(), ("--warm", "--summaries", "x.parquet")])
+@pytest.mark.parametrize("wish", [(), ("--warm", "--summaries", "x.parquet"), ("--warm", "--reviews", "x")])
 def test_explain_does_one_thing_at_a_time(run, wish: tuple[str, ...]) -> None:
     done = run("explain", *wish)
     assert done.exit_code == 1 and "--warm" in done.stderr and "--summaries FILE" in done.stderr
@@ -247,5 +247,6 @@ def test_explain_does_one_thing_at_a_time(run, wish: tuple[str, ...]) -> None:
 
 def test_nothing_can_be_explained_before_there_is_a_release_or_a_deployment(run) -> None:
     assert "raycommend up" in run("explain", "--warm").stderr
+    assert "raycommend import" in sentence(run("explain", "--reviews", "generic"))
     done = run("explain", "--summaries", "x.parquet", "--json")
     assert done.exit_code == 1 and "raycommend build" in json.loads(done.stdout)["error"]

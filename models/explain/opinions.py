@@ -32,7 +32,7 @@ _PRAISE = frozenset(
 _BLAME = frozenset(
     """
     abysmal annoying atrocious awful awkward bad bland boring clumsy confusing corny defective disappointing
-    dreadful dull faulty flawed flimsy forgettable horrible horrid inferior irritating laughable lame lousy
+    dreadful dull faulty flimsy forgettable horrible horrid inferior irritating laughable lame lousy
     mediocre messy nasty overrated pathetic poor predictable ridiculous rubbish shoddy silly sloppy stupid
     tedious terrible ugly unbearable unfunny uninspired unreliable useless weak worst
     """.split()
@@ -59,9 +59,11 @@ _VAGUE = frozenset(
     reviews rating ratings star stars classic job example buy purchase use watch read play fun choice gift
     deal luck morning evening enough disappointment disappointments problem problems issue issues flaw flaws
     pain trouble waste mistake mistakes failure lack mess shame pity regret complaint complaints loss damage
-    defect defects fault faults worry difficulty
+    defect defects fault faults worry difficulty addition blend mix place places strong array range amount
+    number piece ass shit crap hell damn
     """.split()
 )
+_VAGUE_ALONE = frozenset("experience quality style level value option options set".split())
 _FUNCTION = frozenset(
     """
     of in on at by for to from with into about as and or nor but than then that which who whom whose where
@@ -70,7 +72,7 @@ _FUNCTION = frozenset(
     up down off over again all both every each any some such because since until though although after before
     during through if made makes make gave gives give took takes take got gets get kept keeps keep saves save
     went goes go came comes come says say saw see seen knew know thought think works became becomes become
-    brings brought felt left put run runs
+    brings brought felt left put run runs trying elsewhere
     """.split()
 )
 _AFTER_NOUN = _FUNCTION | _IS | _NOT | _UNREAL | _DEGREES | _POINTERS
@@ -117,7 +119,8 @@ def _nouns(tokens: list[str], low: list[str]) -> Iterator[tuple[int, int]]:
         while end < len(tokens) and may_be_aspect(tokens[end]):
             end += 1
         whole = end == len(tokens) or low[end] in _AFTER_NOUN or _negates(low[end])
-        if whole and 0 < end - start <= MAX_WORDS:
+        vague = end - start == 1 and tokens[start] in _VAGUE_ALONE
+        if whole and not vague and 0 < end - start <= MAX_WORDS:
             yield start, end
 
 

@@ -1,17 +1,20 @@
 """What reviews praise in reasons: only of the item it is true of, only what the record holds, in both languages."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import xgrammar
 
 from loadtests.bench.second_checker import SecondChecker
+from loadtests.bench.second_reviews import Acclaim
 from models.catalog import REVIEWED, Item, ItemCatalog
 from models.events import EventLog, EventType
-from models.explain.aspects import review_labels
+from models.explain.aspects import MAX_REVIEWS, aspects_of, review_labels
 from models.explain.checker import check_reason
 from models.explain.evidence import Evidence, Liked, build_evidence, evidence_hash
 from models.explain.evidence_json import evidence_from_json, evidence_to_json
@@ -24,6 +27,7 @@ from models.reviews import Review
 
 CRIME = Attribute("Crime", "genre")
 SOUND, PLOT = Attribute("soundtrack", "aspect"), Attribute("visual effects", "aspect")
+TEXTS = Path(__file__).parents[4] / "shared" / "data" / "xrec-explanations"
 FARGO = Liked("Fargo", "liked", ("co_visited", "shared", "meaning"), (CRIME, SOUND), 0.6)
 HEAT = Evidence("Heat", (FARGO,), (CRIME, SOUND, PLOT))
 ALONE = replace(HEAT, liked=())
@@ -133,6 +137,21 @@ def test_praise_alone_links_no_items() -> None:
     catalog = ItemCatalog.of([Item("h", "Heat", labels=praised), Item("f", "Fargo", labels=praised)])
     liked = [Positive(1, "Fargo", "liked", attributes_of(catalog, 1), 1.0)]
     assert build_evidence(liked, 0, catalog=catalog).liked == ()
+
+
+@pytest.mark.skipif(not TEXTS.is_dir(), reason=f"{TEXTS} is not there")
+def test_on_real_texts_the_second_checker_agrees_with_all_praise_that_is_found() -> None:
+    found = 0
+    for file in sorted(TEXTS.glob("*_tst.jsonl")):
+        rows = [json.loads(line)["explanation"] for line in file.read_text("utf-8").splitlines()]
+        # Reference explanations, taken for reviews: what stands behind "because" is the item's praise.
+        texts = [text.partition("because")[2] for text in rows]
+        for start in range(0, len(texts), MAX_REVIEWS):
+            said = tuple(Review(text, None, n) for n, text in enumerate(texts[start : start + MAX_REVIEWS]))
+            praised = [a.text for a in aspects_of(said) if a.polarities[0] == "praised"]
+            found += len(praised)
+            assert [text for text in praised if not Acclaim({"x": said}).praised("x", text)] == []
+    assert found >= 60
 
 
 def test_the_second_checker_agrees_with_every_sentence_that_raw_reviews_give() -> None:

@@ -26,6 +26,7 @@ from pipelines.embedding.runners import InlineRunner
 from pipelines.importers import IMPORTERS, ImportFailed
 from pipelines.index_shards import PieceRunner
 from pipelines.makers import RankerMaker
+from pipelines.second_ranker import Served
 
 
 def import_dataset(
@@ -92,6 +93,7 @@ def build_release(
     keep_ranker_of: Release | None = None,
     pieces: PieceRunner | None = None,
     ranker: RankerMaker | None = None,
+    served: Served | None = None,
 ) -> BuildReport:
     """Make what is missing of a release of `data`; nothing is kept as the latest or published."""
     workspace = Workspace(settings)
@@ -107,6 +109,7 @@ def build_release(
         ranking=settings.models.ranker,
         embedder=embedder,
         keep_ranker_of=keep_ranker_of,
+        served=served,
         pieces=pieces,
         progress=progress,
         on_step=_tell,

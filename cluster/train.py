@@ -21,13 +21,16 @@ from cluster.ray_job import job_ray
 from cluster.stack import online
 from cluster.workspace import Workspace
 from models.artifacts import Artifact
+from models.bundle import SECOND_RANKER
 from models.catalog import ItemCatalog
 from models.consumer.event_log import read_event_log
 from models.events import EventLog
 from models.hub import resolve
 from models.progress import Progress
+from models.releases import Release
 from pipelines.dataset import Dataset
 from pipelines.makers import CompressedTraining, RankerMaker, known_events
+from pipelines.second_ranker import Served
 from pipelines.text_maker import TextTraining
 from pipelines.training.checkpoint import Checkpoint
 from serve.auth import DEFAULT_TENANT
@@ -76,9 +79,10 @@ def train(settings: Settings, wish: Wish) -> dict[str, Any]:
     started = time.monotonic()
     workspace = Workspace(settings)
     data = workspace.dataset(wish.dataset)
-    served = served_ranker(settings, data)
+    before = release_served(settings, data)
+    served, cascade = served_ranker(settings, before), _served_cascade(settings, before)
     live = read_event_log(workspace.events / DEFAULT_TENANT)
-    _check(served, wish)
+    _check(served, cascade, wish)
     since = _since(served) if wish.incremental else None
     if since is not None and not _later([data.events, live], _items(settings, data), since):
         return {"outcome": UNCHANGED, "said": "no event is later than those the ranker served now has learned from"}
@@ -89,9 +93,9 @@ def train(settings: Settings, wish: Wish) -> dict[str, Any]:
     with _told() as progress, job_ray(settings, say=say) if several else nullcontext():
         maker: RankerMaker = _maker(settings, wish, progress, live, served, since, checkpoints)
         embedder = embedder_here(settings)
-        report = build_release(settings, data, embedder=embedder, progress=progress, ranker=maker)
+        report = build_release(settings, data, embedder=embedder, progress=progress, ranker=maker, served=cascade)
     made = next(step for step in report.steps if step.name == "ranker")
-    metrics = dict(made.meta["metrics"])
+    metrics, together = dict(made.meta["metrics"]), dict(report.release.notes.get("cascade", {}))
     facts: dict[str, Any] = {
         "kind": wish.kind,
         "ranker": made.ref,
@@ -100,25 +104,37 @@ def train(settings: Settings, wish: Wish) -> dict[str, Any]:
         "reused": made.reused,
         "seconds": round(time.monotonic() - started, 1),
         "metrics": metrics,
+        **({"cascade": together} if together else {}),
     }
+    lost = _lost(metrics, together)
     if served is not None and made.ref == served.ref:
         outcome, said = UNCHANGED, "the ranker served now was made of the same events and settings"
-    elif metrics["switch_on"]:
-        _warn(settings, metrics, compared=served is None or "fused_vs_incumbent" in metrics)
+    elif not lost:
+        compared = served is None or "fused_vs_incumbent" in metrics
+        _warn(settings, metrics, compared=compared and (cascade is None or "vs_served" in together))
         keep_release(settings, report.release)
         facts["release"] = report.release.release_id
         outcome, said = PUBLISHED, f"release {report.release.release_id}"
     else:
-        outcome, said = LOST, f"{metrics['reason']}; the release served now stays"
+        outcome, said = LOST, f"{lost}; the release served now stays"
     # Only now: a kill before the artifact is kept must not cost the training.
     checkpoints.clear()
     return {"outcome": outcome, "said": said, **facts}
 
 
+def _lost(metrics: Mapping[str, Any], together: Mapping[str, Any]) -> str:
+    """Return why the ranker must not be served, empty where it may: itself, or together with the one behind it."""
+    if not metrics["switch_on"]:
+        return str(metrics["reason"])
+    if together.get("vs_served", {}).get("mean", 0.0) < 0:
+        return "what would be served is below the cascade served now on later events"
+    return ""
+
+
 def _warn(settings: Settings, metrics: Mapping[str, Any], *, compared: bool) -> None:
     """Say what the verdict does not cover, before the ranker is published."""
     if not compared:
-        say("the ranker served now is of another kind or of other vectors: the new one was not compared with it")
+        say("what is served now is of another kind or of other vectors: the new ranker was not compared with it")
     of = settings.serve.pipeline
     takes = metrics.get("ms_per_100_candidates", 0.0) * of.candidates / 100
     if takes > of.rank.budget_ms:
@@ -156,16 +172,37 @@ def _maker(
     )
 
 
-def served_ranker(settings: Settings, data: Dataset) -> Artifact | None:
-    """Return the ranker served now, verified; None where there is none, or one of other data: nothing to compare."""
+def release_served(settings: Settings, data: Dataset) -> Release | None:
+    """Return the release that is served, where it has a ranker of this data set: else there is nothing to compare."""
     before = release_now(settings, reachable=online(settings))
     if before is None or "ranker" not in before.artifacts or before.notes.get("dataset") != data.name:
         return None
-    return Workspace(settings).artifacts().get(before.artifacts["ranker"])
+    return before
 
 
-def _check(served: Artifact | None, wish: Wish) -> None:
-    """Refuse to go on from, or to distil, what is of another kind or not there."""
+def served_ranker(settings: Settings, before: Release | None) -> Artifact | None:
+    """Return the ranker served now, the first of a cascade, verified; None where there is none."""
+    return None if before is None else Workspace(settings).artifacts().get(before.artifacts["ranker"])
+
+
+def _served_cascade(settings: Settings, before: Release | None) -> Served | None:
+    """Return both rankers where two are asked, as these settings do where a release has two."""
+    first = served_ranker(settings, before)
+    if before is None or first is None or SECOND_RANKER not in before.artifacts:
+        return None
+    if not settings.models.ranker.cascade.candidates:
+        return None
+    return Served(first, Workspace(settings).artifacts().get(before.artifacts[SECOND_RANKER]))
+
+
+def _check(served: Artifact | None, cascade: Served | None, wish: Wish) -> None:
+    """Refuse to go on from, or to distil, what is of another kind or not there, and to take a cascade's place."""
+    if cascade is not None and wish.kind == "text":
+        raise OperatorError(
+            "a cascade of a compressed and a text ranker is served now, and a text ranker trained here would take the "
+            "place of both without being compared with them: train --kind compressed, which is; or name another model "
+            "in models.ranker.text_uri and build; or switch it off with models.ranker.cascade.candidates=0"
+        )
     if wish.student is not None and (wish.kind != "text" or wish.incremental):
         raise OperatorError("--student distils a text ranker: it goes with --kind text and without --incremental")
     if wish.student is None and not wish.incremental:

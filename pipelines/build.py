@@ -38,6 +38,7 @@ from pipelines.errors import BuildError
 from pipelines.fold import Fold
 from pipelines.index_shards import InlinePieces, PieceRunner, build_index, cut, forget_pieces
 from pipelines.makers import RANKER_FORMAT, CompressedTraining, RankerMaker, TakenText, layout_inputs, window
+from pipelines.second_ranker import Served, take_second_ranker
 from pipelines.settings import PipelinesSettings
 
 FORMATS = {
@@ -94,6 +95,7 @@ class Builder:
         ranking: RankerSettings | None = None,
         embedder: Embedder | None = None,
         keep_ranker_of: Release | None = None,
+        served: Served | None = None,
         pieces: PieceRunner | None = None,
         progress: Progress = silent,
         on_step: Callable[[StepReport], None] = lambda _: None,
@@ -104,8 +106,8 @@ class Builder:
         one in another way. With a cascade in `ranking` the compressed one is trained and the text ranker goes behind
         it, and never behind a text ranker that `ranker` makes. `embedder` says how vectors are made; None computes them
         here. The rankers of `keep_ranker_of`, or its lack of one, go on in place of new ones: right while vectors come
-        from the same encoder. `pieces` builds an index that does not fit into memory in one; None does it here, one
-        piece after another.
+        from the same encoder. A cascade with another first ranker is compared with the one `served` now. `pieces`
+        builds an index that does not fit into memory in one; None does it here, one piece after another.
         """
         self._artifacts = artifacts
         self._settings = settings
@@ -121,7 +123,7 @@ class Builder:
         # A second text model behind a text ranker would read the very same pairs again.
         self._second = text_ranker if cascade and isinstance(self._ranker, CompressedTraining) else None
         self._pieces = pieces or InlinePieces()
-        self._keep_ranker_of = keep_ranker_of
+        self._keep_ranker_of, self._served = keep_ranker_of, served
         self._progress = progress
         self._on_step = on_step
         self._steps: list[StepReport] = []
@@ -199,8 +201,6 @@ class Builder:
         self, dataset: Dataset, catalog: ItemCatalog, embeddings: Any, made: Mapping[str, str]
     ) -> dict[str, Any]:
         """Take the second ranker of a cascade and return how it did behind the first."""
-        from pipelines.second_ranker import take_second_ranker
-
         assert self._second is not None
         uri, fetch = self._second
         of = self._settings
@@ -212,6 +212,9 @@ class Builder:
             "cases": cases,
             "cascade": self._ranking.cascade.model_dump(),
         }
+        served = None if self._served is None or self._served.first.ref == made["ranker"] else self._served
+        if served is not None:
+            inputs["served"] = [served.first.ref, served.second.ref]
 
         def make(to: Path) -> Mapping[str, Any]:
             metrics = take_second_ranker(
@@ -228,6 +231,7 @@ class Builder:
                 layout=self._layout,
                 cases=cases,
                 seed=of.seed,
+                served=served,
             )
             return {"metrics": metrics, **window(dataset.events)}
 

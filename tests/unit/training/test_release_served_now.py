@@ -7,7 +7,7 @@ import pytest
 from cluster.config import load_settings
 from cluster.publish import Reach, release_now, with_store
 from cluster.reembed import kept_ranker
-from cluster.train import served_ranker
+from cluster.train import release_served, served_ranker
 from cluster.valkey import start_valkey
 from cluster.workspace import Workspace
 from models.catalog import Item
@@ -64,7 +64,7 @@ def test_after_a_rollback_both_go_on_from_the_release_that_is_served(settings, t
     assert release_now(settings, reachable=True) == newer == workspace.newest_release()
     serve(settings, older)
     assert release_now(settings, reachable=True).artifacts == older.artifacts
-    ranker = served_ranker(settings, DATA)
+    ranker = served_ranker(settings, release_served(settings, DATA))
     assert ranker is not None and ranker.ref == older.artifacts["ranker"]
     kept = kept_ranker(settings, DATA)
     assert kept is not None and kept.artifacts["ranker"] == older.artifacts["ranker"]
@@ -76,4 +76,4 @@ def test_nothing_goes_on_from_a_served_release_of_another_encoder(settings, tmp_
     older, _ = two_releases(Workspace(settings), tmp_path, encoder="another")
     serve(settings, older)
     assert release_now(settings, reachable=True) is None
-    assert served_ranker(settings, DATA) is None and kept_ranker(settings, DATA) is None
+    assert release_served(settings, DATA) is None and kept_ranker(settings, DATA) is None

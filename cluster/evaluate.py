@@ -26,6 +26,7 @@ from models.bundle import EMBEDDINGS_FILE
 from models.catalog import ItemCatalog
 from models.events import EventLog
 from models.media.layout import Layout
+from models.vectors import open_vectors
 from pipelines.build import Builder
 from pipelines.dataset import Dataset
 from pipelines.evaluation.ablation import slices
@@ -142,7 +143,7 @@ def embedded(
     catalog = ItemCatalog(artifacts.get(release.artifacts["catalog"]).path)
     vectors = artifacts.get(release.artifacts["embeddings"])
     layout = Layout.from_json(vectors.meta.get("layout"))
-    return catalog, np.load(vectors.path / EMBEDDINGS_FILE, allow_pickle=False), layout
+    return catalog, np.asarray(open_vectors(vectors.path / EMBEDDINGS_FILE)), layout
 
 
 def _leave_last(events: EventLog, validation: bool, words: Mapping[str, np.ndarray], seed: int) -> Split:

@@ -83,7 +83,8 @@ class Workspace:
         """Return what decides the vector of an item."""
         of = self.settings.models.encoder
         media = tuple((n, m.uri or "", m.dimension, m.weight) for n, m in self.settings.models.media.chosen.items())
-        return EncoderSpec(of.uri, max_tokens=of.max_tokens, batch_size=of.batch_size, media=media)
+        dtype = self.settings.pipelines.embedding.dtype
+        return EncoderSpec(of.uri, max_tokens=of.max_tokens, batch_size=of.batch_size, media=media, dtype=dtype)
 
     def media_folders(self, *, progress: Progress = silent) -> dict[str, Path]:
         """Return the folders of the image and audio encoders that the settings name, fetched when missing."""

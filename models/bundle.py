@@ -20,6 +20,7 @@ from models.catalog import ItemCatalog
 from models.media.layout import Layout
 from models.rankers.port import CrossEncoder, RetrievalOrder
 from models.releases import Release
+from models.vectors import open_vectors
 
 if TYPE_CHECKING:
     from models.behaviour.behaviour import Behaviour
@@ -40,7 +41,7 @@ SECOND_RANKER = "text_ranker"
 
 @dataclass(frozen=True)
 class ReleaseBundle:
-    """One release in memory. `embeddings` is float32[items, dim] of unit rows, memory-mapped.
+    """One release in memory. `embeddings` is float32[items, dim] of unit rows, mapped.
 
     With `items`, the catalog is that of `alone`, the release by itself, and what the item log did to it since.
     """
@@ -318,7 +319,7 @@ def load_bundle(
     made_by = vectors.meta.get("inputs", {}).get("encoder")
     if encoder is not None and made_by not in (None, encoder):
         raise ArtifactError(f"{vectors.ref}: made by the encoder {made_by}, queries are embedded by {encoder}")
-    embeddings = np.load(vectors.path / EMBEDDINGS_FILE, mmap_mode="r", allow_pickle=False)
+    embeddings = open_vectors(vectors.path / EMBEDDINGS_FILE)
     if embeddings.ndim != 2 or len(embeddings) != len(catalog):
         raise ArtifactError(f"{vectors.ref}: {embeddings.shape} for {len(catalog)} items")
     try:

@@ -29,6 +29,7 @@ from models.progress import Progress, silent
 from models.rankers.settings import RankerSettings
 from models.releases import Release, new_release
 from models.retrieval.settings import RetrievalSettings
+from models.vectors import open_vectors
 from pipelines.dataset import Dataset, LabelsByItem, with_labels
 from pipelines.digests import digest_events, digest_fold, digest_items
 from pipelines.embedding.assemble import Embedder
@@ -150,7 +151,7 @@ class Builder:
         catalog_step = self._step("catalog", made_of, lambda to: _write_catalog(dataset, fold, to))
         catalog = ItemCatalog(catalog_step.path)
         embedding_step = self._embed(catalog_step)
-        embeddings = np.load(embedding_step.path / EMBEDDINGS_FILE, mmap_mode="r", allow_pickle=False)
+        embeddings = open_vectors(embedding_step.path / EMBEDDINGS_FILE)
         self._layout = Layout.from_json(embedding_step.meta.get("layout"))
         index_step = self._index(embedding_step, embeddings.shape)
         events = {"catalog": catalog_step.ref, "events": digest_events(dataset.events)}

@@ -23,6 +23,7 @@ from models.bundle import EMBEDDINGS_FILE
 from models.index import INDEX_FILE, write_faiss
 from models.progress import Progress, silent
 from models.shards import Shard, plan, write_shards
+from models.vectors import open_vectors
 from pipelines.errors import BuildError
 
 FOLDER = "index-pieces"
@@ -126,7 +127,7 @@ def build_index(
     small for any piece, or a finished piece is damaged.
     """
     runner = runner or InlinePieces()
-    vectors = np.load(str(embeddings.path / EMBEDDINGS_FILE), mmap_mode="r", allow_pickle=False)
+    vectors = open_vectors(embeddings.path / EMBEDDINGS_FILE, whole_bytes=0)
     rows, dimension = vectors.shape
     size = {"items": rows, "dimension": dimension}
     shards = cut(rows, dimension, memory_bytes=memory_bytes, at_once=at_once)
@@ -157,7 +158,7 @@ def forget_pieces(artifacts: ArtifactStore, embeddings: Artifact, facts: Mapping
 def build_piece(artifacts: ArtifactStore, work: PieceWork) -> None:
     """Build one piece from its own node's copy of the embeddings, and keep it in the artifact store."""
     folder = artifacts.get(work.ref).path
-    vectors = np.load(str(folder / EMBEDDINGS_FILE), mmap_mode="r", allow_pickle=False)
+    vectors = open_vectors(folder / EMBEDDINGS_FILE, whole_bytes=0)
     with tempfile.TemporaryDirectory(prefix="raycommend-piece-") as made:
         facts = _build(vectors[work.shard.start : work.shard.stop], Path(made), INDEX_FILE, work.recall)
         facts |= {"start": work.shard.start, "stop": work.shard.stop}

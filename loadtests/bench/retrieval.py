@@ -117,6 +117,7 @@ def _embedded(settings: Mapping[str, Any], name: str) -> tuple[Vectors, Vectors]
     from cluster.workspace import Workspace
     from models.bundle import EMBEDDINGS_FILE
     from models.catalog import ItemCatalog
+    from models.vectors import open_vectors
     from pipelines.build import Builder
 
     of = Settings.model_validate(dict(settings))
@@ -133,7 +134,7 @@ def _embedded(settings: Mapping[str, Any], name: str) -> tuple[Vectors, Vectors]
         embedder=embedder_here(of),
     ).run(dataset)
     folders = {kind: artifacts.get(ref).path for kind, ref in release.release.artifacts.items()}
-    items: Vectors = np.load(folders["embeddings"] / EMBEDDINGS_FILE, allow_pickle=False)
+    items: Vectors = np.asarray(open_vectors(folders["embeddings"] / EMBEDDINGS_FILE))
     rows = ItemCatalog(folders["catalog"]).rows(list(dataset.events.item_ids))
     return items, _content(items, rows, dataset.events.user_ids)
 

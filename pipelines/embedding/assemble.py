@@ -21,6 +21,7 @@ from models.bundle import EMBEDDINGS_FILE
 from models.catalog import ItemCatalog
 from models.media.layout import Layout
 from models.progress import Progress, silent
+from models.vectors import Dtype, open_vectors
 from pipelines.embedding.blocks import Block, BlockError, BlockFolder, EncoderSpec, Vectors, cut
 from pipelines.embedding.content import CONTENT_FILE, Contents, ContentTable, catalog_contents
 
@@ -55,7 +56,9 @@ class Embedder:
     def inputs(self, catalog: str) -> dict[str, Any]:
         """Return what the result depends on, for the manifest."""
         inputs: dict[str, Any] = {"catalog": catalog, "encoder": self.spec.uri, "max_tokens": self.spec.max_tokens}
-        return inputs | ({"media": [list(one) for one in self.spec.media]} if self.spec.media else {})
+        media = {"media": [list(one) for one in self.spec.media]} if self.spec.media else {}
+        # Left out where it was always so: artifacts that were made before are found.
+        return inputs | media | ({} if self.spec.dtype == "float32" else {"dtype": self.spec.dtype})
 
     def embed(self, catalog: Artifact, to: Path, progress: Progress = silent) -> Mapping[str, Any]:
         """Write the vectors of `catalog` and their contents into the folder `to`; return facts for the manifest.
@@ -70,13 +73,14 @@ class Embedder:
         folder = BlockFolder(self.artifacts)
         self._compute(catalog, blocks, folder, progress)
         dimension = _dimension(source, blocks, folder)
-        with _RowFile(to / EMBEDDINGS_FILE, len(items), dimension) as file:
+        with _RowFile(to / EMBEDDINGS_FILE, len(items), dimension, self.spec.dtype) as file:
             for rows, vectors in _copied(known, source):
                 file.write(rows, vectors)
             for block in blocks:
                 file.write(block.rows.astype(np.int64), folder.read(block))
         np.save(to / CONTENT_FILE, contents, allow_pickle=False)
         facts = {"items": len(items), "dimension": dimension, "space": self.spec.space, "embedded": len(wanted)}
+        facts["dtype"] = self.spec.dtype
         layout = self.spec.layout(dimension)
         return facts if layout is None else {**facts, **self._media_facts(layout, items, blocks, folder, to)}
 
@@ -92,7 +96,7 @@ class Embedder:
         contents = catalog_contents(items, self.spec.modalities)
         known, source = self._known(contents)
         if source is not None and self.spec.media:
-            before = np.load(str(source), mmap_mode="r", allow_pickle=False)
+            before = open_vectors(source, whole_bytes=0)
             layout = self.spec.layout(int(before.shape[1]))
             for name in self.spec.modalities if layout is not None else ():
                 # What could not be read then may be there now.
@@ -104,7 +108,7 @@ class Embedder:
     def _media_facts(
         self, layout: Layout, items: ItemCatalog, blocks: list[Block], folder: BlockFolder, to: Path
     ) -> dict[str, Any]:
-        vectors = np.load(str(to / EMBEDDINGS_FILE), mmap_mode="r", allow_pickle=False)
+        vectors = open_vectors(to / EMBEDDINGS_FILE, whole_bytes=0)
         counts: dict[str, Any] = {}
         unread = np.empty(0, np.int64)
         for name in self.spec.modalities:
@@ -132,6 +136,8 @@ class Embedder:
             return none, None  # damaged: everything is computed anew
         if before.meta.get("space") != self.spec.space or not (before.path / CONTENT_FILE).is_file():
             return none, None
+        if before.meta.get("dtype", "float32") != self.spec.dtype:
+            return none, None  # a file holds one type of numbers, each rounded once
         held = np.load(before.path / CONTENT_FILE, allow_pickle=False)
         return ContentTable(held).rows(contents), before.path / EMBEDDINGS_FILE
 
@@ -163,14 +169,15 @@ def _holds(layout: Layout, vectors: Vectors, rows: Rows, name: str) -> npt.NDArr
 
 
 class _RowFile:
-    """A float32 .npy file whose rows are written in any order, without mapping it."""
+    """A .npy file whose rows are written in any order, without mapping it."""
 
-    def __init__(self, path: Path, rows: int, dimension: int) -> None:
+    def __init__(self, path: Path, rows: int, dimension: int, dtype: Dtype) -> None:
         self._path, self._shape = path, (rows, dimension)
+        self._dtype = np.dtype(dtype).newbyteorder("<")
 
     def __enter__(self) -> _RowFile:
         self._file = self._path.open("wb")
-        header = {"descr": "<f4", "fortran_order": False, "shape": self._shape}
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": self._shape}
         np.lib.format.write_array_header_1_0(self._file, header)
         self._file.flush()
         self._start = self._file.tell()
@@ -181,10 +188,10 @@ class _RowFile:
         """Write `vectors` into `rows`; neighbours go out together."""
         if vectors.shape[1] != self._shape[1]:
             raise BlockError(f"vectors of {vectors.shape[1]} dimensions among others of {self._shape[1]}")
-        width = 4 * self._shape[1]
+        width = self._dtype.itemsize * self._shape[1]
         bounds = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
         for low, high in pairwise(bounds):
-            data = np.ascontiguousarray(vectors[low:high], "<f4").tobytes()
+            data = np.ascontiguousarray(vectors[low:high], self._dtype).tobytes()
             at = self._start + int(rows[low]) * width if high > low else 0
             while data:
                 sent = os.pwrite(self._file.fileno(), data, at)
@@ -199,11 +206,11 @@ class _RowFile:
 
 def _copied(known: Rows, source: Path | None) -> Iterable[tuple[Rows, Vectors]]:
     """Yield the rows whose vectors are known, with the vectors, a few thousand at a time."""
-    rows = np.flatnonzero(known >= 0)
+    rows = np.flatnonzero(known >= 0) if source is not None else np.empty(0, np.int64)
     for start in range(0, len(rows), _COPIED_ROWS):
         part = rows[start : start + _COPIED_ROWS]
         # Mapped anew for each part: pages that were read do not stay with this process.
-        before = np.load(str(source), mmap_mode="r", allow_pickle=False)
+        before = open_vectors(source, whole_bytes=0)
         yield part, np.asarray(before[known[part]], np.float32)
 
 
@@ -212,4 +219,4 @@ def _dimension(source: Path | None, blocks: Sequence[Block], folder: BlockFolder
         return int(folder.read(blocks[0]).shape[1])
     if source is None:
         return 0
-    return int(np.load(str(source), mmap_mode="r", allow_pickle=False).shape[1])
+    return int(open_vectors(source, whole_bytes=0).shape[1])

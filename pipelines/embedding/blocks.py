@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from models.artifacts import ArtifactStore
 from models.media.layout import Layout, Part
+from models.vectors import Dtype
 from pipelines.embedding.content import Contents
 
 BLOCK_ROWS = 1024
@@ -39,6 +40,8 @@ class EncoderSpec:
     batch_size: int = 32
     media: tuple[tuple[str, str, int, float], ...] = ()
     """Other modalities of an item: name, URI of the encoder, dimension, weight."""
+    dtype: Dtype = "float32"
+    """Numbers that vectors are kept as. The space is the same: what reads vectors of one kind reads the other."""
 
     @property
     def space(self) -> str:
@@ -70,37 +73,42 @@ class Block:
     key: str
     rows: npt.NDArray[np.int32]
     contents: Contents
+    dtype: Dtype = "float32"
 
 
 def cut(contents: Contents, ids: npt.NDArray[np.uint64], rows: npt.NDArray[np.int32], spec: EncoderSpec) -> list[Block]:
     """Return the blocks of `rows`, by (content hash, id hash).
 
     The order of the catalog does not matter, so a rerun over the same items finds the same blocks. The key holds the
-    batch size too: it may change the last bits of a vector.
+    batch size too: it may change the last bits of a vector; and the type of numbers.
     """
     order = rows[np.lexsort((ids[rows], contents[rows, 1], contents[rows, 0]))]
     blocks = []
     for start in range(0, len(order), BLOCK_ROWS):
         part = order[start : start + BLOCK_ROWS].astype(np.int32)
-        named = f"{spec.space}\n{spec.batch_size}\n".encode() + contents[part].astype("<u8").tobytes()
-        blocks.append(Block(hashlib.sha256(named).hexdigest()[:32], part, contents[part]))
+        by = f"{spec.space}\n{spec.batch_size}\n" + ("" if spec.dtype == "float32" else f"{spec.dtype}\n")
+        named = by.encode() + contents[part].astype("<u8").tobytes()
+        blocks.append(Block(hashlib.sha256(named).hexdigest()[:32], part, contents[part], spec.dtype))
     return blocks
 
 
 class BlockFolder:
-    """Finished blocks, one Parquet file each: fixed-size lists of float32 with checksums of their pages."""
+    """Finished blocks, one Parquet file each: fixed-size lists of float32 or float16 with checksums of their pages."""
 
     def __init__(self, artifacts: ArtifactStore) -> None:
         self._fs, root = artifacts.place
         self._root = f"{root}/{FOLDER}"
 
     def write(self, block: Block, vectors: Vectors) -> None:
-        """Keep the vectors of a block. Effect: all or nothing; the same block twice is harmless."""
+        """Keep the vectors of a block (float32[rows, dim]) as numbers of its type.
+
+        Effect: all or nothing; the same block twice is harmless.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         check_vectors(vectors, len(block.rows), name=block.key)
-        flat = pa.array(np.ascontiguousarray(vectors).reshape(-1), pa.float32())
+        flat = pa.array(np.ascontiguousarray(vectors, block.dtype).reshape(-1))
         table = pa.table(
             {
                 "high": block.contents[:, 0],
@@ -120,7 +128,7 @@ class BlockFolder:
             raise
 
     def read(self, block: Block) -> Vectors:
-        """Return float32[rows, dim]. Raises BlockError for a file that is missing, damaged or of other contents."""
+        """Return float32[rows, dim]. Raises BlockError for a file that is missing, damaged or unlike its name."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -134,8 +142,11 @@ class BlockFolder:
             raise BlockError(f"block {block.key}: not readable ({type(error).__name__})") from error
         if not np.array_equal(held, block.contents):
             raise BlockError(f"block {block.key}: holds other items than its name says")
+        if vectors.dtype != block.dtype:
+            raise BlockError(f"block {block.key}: holds {vectors.dtype}, {block.dtype} is wanted")
+        vectors = np.asarray(vectors, np.float32)
         check_vectors(vectors, len(block.rows), name=block.key)
-        return np.asarray(vectors, np.float32)
+        return vectors
 
     def finished(self, blocks: Sequence[Block]) -> list[bool]:
         """Return for each block whether it can be used; what is damaged is taken away."""

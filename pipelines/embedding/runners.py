@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -19,10 +19,13 @@ from models.artifacts import Artifact, ArtifactStore
 from models.catalog import ItemCatalog
 from models.encoder import Encoder
 from models.media.items import encode_rows, take_unread
+from models.vectors import Dtype
 from pipelines.embedding.blocks import Block, BlockFolder
 from pipelines.embedding.settings import EmbeddingSettings
 
 _MOST_TASKS = 4096
+_WORK = ("key", "rows", "contents", "dtype")
+"""What a worker is told of a block."""
 
 
 class InlineRunner:
@@ -78,9 +81,10 @@ class EncodeBlocks:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Compute the blocks of a batch and return when each was done."""
         times: dict[str, list[Any]] = {name: [] for name in (*BlockTime.__slots__, "unread")}
-        for key, rows, contents in zip(batch["key"], batch["rows"], batch["contents"], strict=True):
+        for key, rows, contents, dtype in zip(*(batch[name] for name in _WORK), strict=True):
             began = time.time()
-            block = Block(str(key), np.frombuffer(rows, "<i4"), np.frombuffer(contents, "<u8").reshape(-1, 2))
+            held = np.frombuffer(rows, "<i4"), np.frombuffer(contents, "<u8").reshape(-1, 2)
+            block = Block(str(key), *held, cast(Dtype, str(dtype)))
             self._folder.write(block, encode_rows(self._encoder, self._items, block.rows))
             row = BlockTime(self._name, self._ready_s, began, time.time(), len(block.rows))
             for name in BlockTime.__slots__:
@@ -110,10 +114,8 @@ class RayRunner:
 
         quiet_ray_data()
         workers = min(self._settings.workers, len(blocks))
-        work = [
-            {"key": b.key, "rows": b.rows.astype("<i4").tobytes(), "contents": b.contents.astype("<u8").tobytes()}
-            for b in blocks
-        ]
+        parts = ((b.key, b.rows.astype("<i4").tobytes(), b.contents.astype("<u8").tobytes(), b.dtype) for b in blocks)
+        work = [dict(zip(_WORK, part, strict=True)) for part in parts]
         # One task per block, so that a lost actor repeats one block and not its neighbours.
         data = ray.data.from_items(work, override_num_blocks=min(len(work), _MOST_TASKS)).map_batches(
             EncodeBlocks,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.vectors import Dtype
+
 
 class EmbeddingSettings(BaseModel):
     """How `reembed` computes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    dtype: Dtype = "float32"
+    """Numbers that vectors are kept as; `float16` halves their bytes and is read as float32 everywhere."""
     workers: int = Field(2, ge=1)
     """Encoder actors; each holds the model once."""
     threads: int = Field(1, ge=1)

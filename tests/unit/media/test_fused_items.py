@@ -172,6 +172,7 @@ def test_a_worker_of_the_pool_reads_pictures_too_and_hands_over_what_it_could_no
         "key": np.array([block.key]),
         "rows": np.array([block.rows.astype("<i4").tobytes()], object),
         "contents": np.array([block.contents.astype("<u8").tobytes()], object),
+        "dtype": np.array([block.dtype]),
     }
     (unread,) = worker(batch)["unread"]
     assert [what for what, _ in json.loads(unread)] == ["p0.png"]

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.config import SettingsInvalid, load_settings
+from cluster.workspace import Workspace
 from models.bundle import EMBEDDINGS_FILE, load_bundle
 from models.catalog import ItemCatalog
 from models.encoder import HashEncoder
@@ -22,7 +24,7 @@ from pipelines.dataset import Dataset
 from pipelines.embedding.assemble import Embedder
 from pipelines.embedding.blocks import BlockError, BlockFolder, cut
 from pipelines.embedding.content import catalog_contents
-from pipelines.embedding.runners import InlineRunner
+from pipelines.embedding.runners import EncodeBlocks, InlineRunner, WorkerPlace
 from pipelines.index_shards import build_index
 from pipelines.settings import PipelinesSettings
 
@@ -212,3 +214,25 @@ def test_a_release_of_halves_answers_as_one_of_float32(job, items, log_of, spec,
         # The same items, or others that are as near.
         best = [np.sort(bundles[0].embeddings[found.rows] @ query) for found in lists]
         assert np.allclose(*best, atol=1e-3)
+
+
+def test_a_worker_of_the_pool_writes_what_the_job_asks_for(job, items, half, tmp_path) -> None:
+    catalog = job.catalog(items[:100])
+    held = ItemCatalog(catalog.path)
+    (block,) = cut(catalog_contents(held, ()), held.hashes, np.arange(100, dtype=np.int32), half)
+    worker = EncodeBlocks(
+        WorkerPlace(str(tmp_path / "artifacts"), tmp_path / "cache", "main", catalog.ref), partial(HashEncoder, 16)
+    )
+    held_by = (block.key, block.rows.astype("<i4").tobytes(), block.contents.astype("<u8").tobytes(), block.dtype)
+    names = ("key", "rows", "contents", "dtype")
+    worker({name: np.array([value], object) for name, value in zip(names, held_by, strict=True)})
+    found = BlockFolder(job.artifacts).read(block)
+    assert np.array_equal(found, HashEncoder(16).encode(held.documents(block.rows)).astype(np.float16))
+
+
+def test_the_settings_say_what_vectors_are_kept_as(tmp_path) -> None:
+    for wanted in ("float32", "float16"):
+        overrides = [f"cluster.state={tmp_path}", f"pipelines.embedding.dtype={wanted}"]
+        assert Workspace(load_settings("local", overrides, environ={})).encoder_spec().dtype == wanted
+    with pytest.raises(SettingsInvalid, match="dtype"):
+        load_settings("local", ["pipelines.embedding.dtype=float64"], environ={})

@@ -200,7 +200,7 @@ def test_a_text_training_that_goes_on_takes_gentler_steps_in_every_part(place, t
 def test_a_share_of_a_cpu_decides_nothing_about_the_ranker(place, tmp_path):
     def inputs(*sets):
         of = settings_of([*place, *sets]).pipelines
-        return TextTraining(of, RetrievalSettings(), "start", lambda: tmp_path).inputs()
+        return TextTraining(of, RetrievalSettings(), "start", lambda: tmp_path).inputs(ItemCatalog.of([]))
 
     assert inputs("pipelines.text.cpus_per_worker=0.1") == inputs("pipelines.text.cpus_per_worker=2")
     assert inputs("pipelines.text.steps=9") != inputs()

@@ -22,8 +22,18 @@ if TYPE_CHECKING:
 PICTURES = ("JPEG", "PNG", "WEBP", "GIF")
 
 
-def decode_image(data: bytes, *, max_pixels: int) -> Image:
-    """Return the picture in RGB, turned as its camera says, transparency over white. Raises MediaRefused."""
+READING = 2
+"""Version of what is made of a file; raise it when the same file gives other pixels or samples."""
+MOST_ELONGATED = 64
+"""Pictures longer than so many times their width are refused: scaled to a model's width they would fill the memory."""
+
+
+def decode_image(data: bytes, *, max_pixels: int, side: int | None = None) -> Image:
+    """Return the picture in RGB, turned as its camera says, transparency over white. Raises MediaRefused.
+
+    With `side`, the size in pixels that a model reads, the picture has at most 64·side² pixels: its shorter side is
+    scaled to 4·side (of an elongated one to less, but never below `side`), and the model's own scaling does the rest.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -31,13 +41,21 @@ def decode_image(data: bytes, *, max_pixels: int) -> Image:
             width, height = picture.size
             if width < 1 or height < 1 or width * height > max_pixels:
                 raise MediaRefused(f"{width} × {height} pixels, models.media.max_pixels = {max_pixels}")
+            if max(width, height) > MOST_ELONGATED * min(width, height):
+                raise MediaRefused(f"{width} × {height} pixels: more than {MOST_ELONGATED} times as long as wide")
+            wanted = _bounded(width, height, side)
+            picture.draft(picture.mode, wanted)  # a JPEG is unpacked no larger than needed
             picture.load()
-            turned = ImageOps.exif_transpose(picture)
-            if "A" in turned.getbands() or "transparency" in turned.info:
-                layer = turned.convert("RGBA")
-                white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-                return Image.alpha_composite(white, layer).convert("RGB")
-            return turned.convert("RGB")
+            clear = "A" in picture.getbands() or "transparency" in picture.info
+            # Scaled before anything else is made of it, so that one picture at a time is there in full size.
+            small = picture.convert("RGBA" if clear else "RGB")
+            if small.size != wanted and wanted != (width, height):
+                small = small.resize(wanted, Image.Resampling.BICUBIC, reducing_gap=3.0)
+            turned = ImageOps.exif_transpose(small)
+            if clear:
+                white = Image.new("RGBA", turned.size, (255, 255, 255, 255))
+                return Image.alpha_composite(white, turned).convert("RGB")
+            return turned
     except MediaRefused:
         raise
     except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -45,6 +63,15 @@ def decode_image(data: bytes, *, max_pixels: int) -> Image:
     except Exception as error:
         # Decoders raise anything for crafted files.
         raise MediaRefused(f"a damaged picture ({type(error).__name__})") from error
+
+
+def _bounded(width: int, height: int, side: int | None) -> tuple[int, int]:
+    """Return the size that a picture is scaled to for a model of `side` pixels; its own where it is no larger."""
+    if side is None:
+        return width, height
+    shorter, longer = sorted((width, height))
+    scale = min(1.0, 4 * side / shorter, 8 * side / math.sqrt(shorter * longer))
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def decode_audio(data: bytes, *, rate: int, max_seconds: float) -> npt.NDArray[np.float32]:

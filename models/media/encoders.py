@@ -48,6 +48,12 @@ class MediaEncoder:
     def _rate(self) -> int:
         return int(getattr(self._processor, "sampling_rate", 16_000))
 
+    @property
+    def _side(self) -> int | None:
+        """The largest side in pixels that the model reads, None where its files do not tell."""
+        named = [dict(getattr(self._processor, name, None) or {}) for name in ("size", "crop_size")]
+        return max((int(n) for one in named for n in one.values() if n), default=None)
+
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), dimension] for references: unit rows, zeros for "" and what gives no vector.
 
@@ -79,7 +85,7 @@ class MediaEncoder:
 
     def _decoded(self, data: bytes) -> Any:
         if self._name == "image":
-            return decode_image(data, max_pixels=self._settings.max_pixels)
+            return decode_image(data, max_pixels=self._settings.max_pixels, side=self._side)
         return decode_audio(data, rate=self._rate, max_seconds=self._settings.max_audio_s)
 
     def _note(self, reference: str, reason: str) -> None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from models.artifacts import Artifact, ArtifactError, ArtifactStore
 from models.bundle import EMBEDDINGS_FILE
 from models.catalog import ItemCatalog
+from models.media.decode import READING
 from models.media.layout import Layout
 from models.progress import Progress, silent
 from models.vectors import Dtype, open_vectors
@@ -56,7 +57,7 @@ class Embedder:
     def inputs(self, catalog: str) -> dict[str, Any]:
         """Return what the result depends on, for the manifest."""
         inputs: dict[str, Any] = {"catalog": catalog, "encoder": self.spec.uri, "max_tokens": self.spec.max_tokens}
-        media = {"media": [list(one) for one in self.spec.media]} if self.spec.media else {}
+        media = {"media": [list(one) for one in self.spec.media], "read": READING} if self.spec.media else {}
         # Left out where it was always so: artifacts that were made before are found.
         return inputs | media | ({} if self.spec.dtype == "float32" else {"dtype": self.spec.dtype})
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.artifacts import ArtifactStore
+from models.media.decode import READING
 from models.media.layout import Layout, Part
 from models.vectors import Dtype
 from pipelines.embedding.content import Contents
@@ -47,6 +48,7 @@ class EncoderSpec:
     def space(self) -> str:
         """Name of the vector space: vectors of one space may be mixed."""
         more = "".join(f"\n{name} {uri} {size} {weight!r}" for name, uri, size, weight in self.media)
+        more += f"\nread {READING}" if self.media else ""
         return hashlib.sha256(f"{self.uri}\n{self.max_tokens}{more}".encode()).hexdigest()[:16]
 
     def layout(self, dimension: int) -> Layout | None:

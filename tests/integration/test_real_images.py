@@ -61,6 +61,26 @@ def test_a_part_of_a_photograph_is_nearest_to_the_whole(vectors) -> None:
     assert max(similar[0, 1], similar[0, 3], similar[2, 1], similar[2, 3]) < 0.4
 
 
+@pytest.mark.parametrize("form", ["png", "jpg", "webp"])
+def test_a_large_photograph_that_is_held_small_means_the_same(folder, photographs, monkeypatch, form) -> None:
+    names = []
+    for name in ("flower", "china"):
+        with Image.open(photographs / f"{name}.png") as photograph:
+            large = photograph.resize((3200, 2135), Image.Resampling.LANCZOS)
+        large.save(photographs / f"{name}-large.{form}", quality=90)
+        names.append(f"{name}-large.{form}")
+    settings = MediaSettings(roots=(str(photographs),))
+    encoder = MediaEncoder("image", folder, settings, ModalitySettings(uri=IMAGE_ENCODER_URI))
+    held = []
+    forward = encoder._forward
+    monkeypatch.setattr(encoder, "_forward", lambda inputs: (held.extend(i.size for i in inputs), forward(inputs))[1])
+    bounded = encoder.encode(names)
+    assert [min(size) for size in held] == [896, 896]
+    monkeypatch.setattr(MediaEncoder, "_side", None)
+    cosines = (bounded * encoder.encode(names)).sum(axis=1)
+    assert cosines.min() >= 0.999, cosines
+
+
 def test_the_network_sees_what_is_in_a_photograph(cache, folder, photographs) -> None:
     """With the classifier of the same checkpoint, which the conversion leaves out."""
     import torch

@@ -43,6 +43,78 @@ def test_a_picture_with_too_many_pixels_is_not_unpacked() -> None:
         decode_image(bomb, max_pixels=1_000_000)
 
 
+def scene(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Something like a photograph: soft areas, edges and grain."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize((width, height), 3)
+    pixels = np.asarray(coarse, np.int16) + rng.integers(-12, 13, (height, width, 3))
+    for _ in range(12):
+        y, x = int(rng.integers(height * 3 // 4)), int(rng.integers(width * 3 // 4))
+        pixels[y : y + height // 6, x : x + width // 5] = rng.integers(0, 256, 3)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def saved(image: Image.Image, form: str, **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("size", [(3000, 2000), (1000, 3000), (6000, 100), (1280, 20), (257, 300), (100, 80)])
+def test_what_is_kept_of_a_picture_is_bounded_by_the_model_s_size_and_keeps_its_shape(form, size) -> None:
+    read = decode_image(saved(scene(*size), form), max_pixels=50_000_000, side=64)
+    assert read.size[0] * read.size[1] <= 64 * 64**2 * 1.02
+    assert min(read.size) >= min(64, *size)  # never below what the model reads
+    assert read.size[0] / read.size[1] == pytest.approx(size[0] / size[1], rel=0.02)
+    if min(size) <= 256 and size[0] * size[1] <= 64 * 64**2:
+        assert read.size == size
+
+
+def test_a_picture_that_is_small_enough_keeps_every_pixel() -> None:
+    small = scene(250, 200)
+    assert np.array_equal(np.asarray(decode_image(saved(small, "PNG"), max_pixels=10**6, side=64)), np.asarray(small))
+
+
+def test_a_large_jpeg_is_not_unpacked_in_full(monkeypatch) -> None:
+    data = saved(scene(4000, 3000), "JPEG")
+    loaded = []
+    load = Image.Image.load
+    monkeypatch.setattr(Image.Image, "load", lambda self: (loaded.append(self.size), load(self))[1])
+    decode_image(data, max_pixels=50_000_000, side=64)
+    assert max(w * h for w, h in loaded) <= 1000 * 750
+
+
+def test_a_bounded_picture_is_turned_and_whitened_like_a_whole_one() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for form in ("JPEG", "PNG", "WEBP"):
+        data = saved(scene(1600, 800), form, exif=exif)
+        whole, read = (decode_image(data, max_pixels=10**7, side=side) for side in (None, 64))
+        assert whole.size == (800, 1600) and read.size == (256, 512)
+        again = np.asarray(whole.resize(read.size, Image.Resampling.BICUBIC), np.float32)
+        assert np.abs(np.asarray(read, np.float32) - again).mean() < 3
+    layer = scene(1600, 800).convert("RGBA")
+    layer.putalpha(Image.linear_gradient("L").resize(layer.size))
+    for made in (layer, layer.quantize(64)):  # the latter with a palette
+        data = saved(made, "PNG")
+        whole, read = (decode_image(data, max_pixels=10**7, side=side) for side in (None, 64))
+        again = np.asarray(whole.resize(read.size, Image.Resampling.BICUBIC), np.float32)
+        assert read.mode == "RGB" and np.abs(np.asarray(read, np.float32) - again).mean() < 3
+
+
+def test_a_bomb_stays_refused_however_small_it_would_be_kept() -> None:
+    with pytest.raises(MediaRefused, match="max_pixels = 1000000"):
+        decode_image(picture("JPEG", size=(4000, 4000)), max_pixels=1_000_000, side=64)
+
+
+@pytest.mark.parametrize("size", [(1, 65), (6500, 100), (5, 1000)])
+def test_a_thread_of_pixels_is_refused(size) -> None:
+    with pytest.raises(MediaRefused, match="64 times as long as wide"):
+        decode_image(picture(size=size), max_pixels=10**7, side=64)
+    assert decode_image(picture(size=(1, 64)), max_pixels=10**7, side=64).size == (1, 64)
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"<svg/>", b"GIF89a", picture()[:60], picture("BMP"), picture("TIFF"), picture("PPM")]
 )

@@ -143,6 +143,15 @@ def test_only_items_whose_picture_or_text_changed_are_embedded_again(shop) -> No
     assert shop.embed(items(), previous=ref)[1]["embedded"] == 0
 
 
+def test_another_way_of_reading_files_embeds_catalogs_with_pictures_anew_and_no_others(shop, monkeypatch) -> None:
+    ref, _ = shop.embed(items())
+    before, texts = shop.embedder().inputs("catalog/x"), EncoderSpec("hash").space
+    for module in ("blocks", "assemble"):
+        monkeypatch.setattr(f"pipelines.embedding.{module}.READING", 99)
+    assert shop.embed(items(), previous=ref)[1]["embedded"] == 40
+    assert shop.embedder().inputs("catalog/x") != before and EncoderSpec("hash").space == texts
+
+
 def test_unreadable_pictures_stop_the_job_beyond_the_limit_and_are_tried_again(shop, media_root) -> None:
     (media_root / "p3.png").rename(media_root / "later.png")
     with pytest.raises(BlockError, match=r"^1 pictures and sounds .*max_unread_media = 0"):

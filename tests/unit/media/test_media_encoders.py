@@ -52,6 +52,28 @@ def write_sound(path, samples: int) -> None:
         file.writeframes((np.sin(np.arange(samples) / 9) * 20_000).astype("<i2").tobytes())
 
 
+@pytest.mark.parametrize("form", ["png", "jpg", "webp"])
+def test_large_pictures_are_held_small_and_mean_the_same(images, media_root, monkeypatch, form) -> None:
+    rng = np.random.default_rng(1)
+    names = []
+    for n, size in enumerate([(1200, 900), (700, 1500), (2400, 300)]):
+        coarse = Image.fromarray(rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)).resize(
+            size, Image.Resampling.BICUBIC
+        )
+        pixels = np.asarray(coarse, np.int16) + rng.integers(-10, 11, (*size[::-1], 3))
+        names.append(f"large{n}.{form}")
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(media_root / names[-1], quality=90)
+    assert images._side == 32
+    held = []
+    forward = images._forward
+    monkeypatch.setattr(images, "_forward", lambda inputs: (held.extend(i.size for i in inputs), forward(inputs))[1])
+    bounded = images.encode(names)
+    assert len(held) == 3 and max(w * h for w, h in held) <= 64 * 32**2 * 1.02
+    monkeypatch.setattr(type(images), "_side", None)
+    whole = images.encode(names)
+    assert (bounded * whole).sum(axis=1).min() >= 0.999
+
+
 def test_a_sound_that_is_too_short_for_the_model_costs_no_other_its_vector(audio_model, media_root) -> None:
     write_sound(media_root / "click.wav", 5)
     settings = MediaSettings(roots=(str(media_root),))

@@ -58,6 +58,10 @@ def _deployments(settings: Settings) -> list[str]:
             problems.append(f"serve.{name}: target_ongoing_requests is larger than max_ongoing_requests")
         cpus += of.num_cpus * of.min_replicas
         gpus += of.num_gpus * of.min_replicas
+    shards = settings.serve.index_shards
+    cpus += shards.hosts * shards.host.num_cpus * shards.host.min_replicas
+    gpus += shards.hosts * shards.host.num_gpus * shards.host.min_replicas
+    problems += _index_shards(settings) if shards.hosts else []
     for name in ("ingress", "explainer"):
         if getattr(settings.serve, name).placement != "deployment":
             problems.append(f"serve.{name}.placement must be deployment: it needs a process of its own")
@@ -68,6 +72,22 @@ def _deployments(settings: Settings) -> list[str]:
         problems.append(f"the replicas want {cpus:g} CPUs, cluster.ray.cpus = {ray.cpus}")
     if gpus > ray.gpus:
         problems.append(f"the replicas want {gpus:g} GPUs, cluster.ray.gpus = {ray.gpus}")
+    return problems
+
+
+def _index_shards(settings: Settings) -> list[str]:
+    of, problems = settings.serve.index_shards, []
+    if of.host.placement != "deployment" or settings.serve.retriever.placement != "deployment":
+        problems.append("serve.index_shards.hosts: hosts and serve.retriever must have placement deployment")
+    if of.hosts > settings.pipelines.index_pieces:
+        problems.append(
+            f"serve.index_shards.hosts = {of.hosts} is more than pipelines.index_pieces = "
+            f"{settings.pipelines.index_pieces}: some hosts would hold nothing"
+        )
+    if of.host.min_replicas > of.host.max_replicas:
+        problems.append("serve.index_shards.host: min_replicas is larger than max_replicas")
+    if of.host.target_ongoing_requests > of.host.max_ongoing_requests:
+        problems.append("serve.index_shards.host: target_ongoing_requests is larger than max_ongoing_requests")
     return problems
 
 

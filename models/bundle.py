@@ -19,6 +19,7 @@ from models.artifacts import Artifact, ArtifactError, ArtifactStore
 from models.catalog import ItemCatalog
 from models.media.layout import Layout
 from models.rankers.port import CrossEncoder, RetrievalOrder
+from models.rankers.second import SECOND_RANKER, SecondRanker
 from models.releases import Release
 from models.vectors import open_vectors
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from models.behaviour.behaviour import Behaviour
     from models.behaviour.snapshot import LiveStatistics
     from models.behaviour.statistics import Statistics
+    from models.hosted import HostShare, Spread
+    from models.index_port import VectorIndex
     from models.items.change import Numbered
     from models.items.live import LiveItems
     from models.rankers.settings import RankerSettings
@@ -35,8 +38,6 @@ if TYPE_CHECKING:
     from models.retrieval.settings import RetrievalSettings
 
 EMBEDDINGS_FILE = "embeddings.npy"
-SECOND_RANKER = "text_ranker"
-"""Kind of the artifact that holds the second ranker of a cascade."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class ReleaseBundle:
     """How rankers are computed here; None leaves it to their artifacts."""
     node: Path | None = None
     """Where this node keeps what it measured; None keeps nothing."""
+    spread: Spread | None = None
+    """How the index is spread over other processes; None holds it in this one."""
 
     @property
     def release_id(self) -> str:
@@ -184,9 +187,29 @@ class ReleaseBundle:
         return AttributeMasks(self.catalog)
 
     @cached_property
+    def index(self) -> VectorIndex:
+        """The vector index of the release's own items, in this process or with the hosts it is spread over."""
+        from models.hosted import hosted_index
+        from models.index import load_faiss
+
+        folder, vectors = self.folders["index"], self.embeddings
+        return (
+            load_faiss(folder, vectors)
+            if self.spread is None
+            else hosted_index(folder, vectors, self.release_id, self.spread)
+        )
+
+    @cached_property
+    def share(self) -> HostShare:
+        """The part of the index that this process holds for others. Raises ValueError where it is no host."""
+        from models.hosted import load_share
+
+        of = self.alone or self
+        return load_share(of.folders["index"], of.embeddings, of.spread)
+
+    @cached_property
     def engine(self) -> RetrievalEngine:
         """All retrieval sources over this release."""
-        from models.index import load_faiss
         from models.items.vectors import LiveIndex
         from models.retrieval.engine import RetrievalEngine
 
@@ -204,8 +227,7 @@ class ReleaseBundle:
                 layout=self.layout,
             )
         else:
-            found = load_faiss(self.folders["index"], self.embeddings)
-            engine = RetrievalEngine(self.catalog, self.embeddings, found, *parts, layout=self.layout)
+            engine = RetrievalEngine(self.catalog, self.embeddings, self.index, *parts, layout=self.layout)
         if self.counted is not self.statistics:
             engine.recount(self.counted)
         return engine
@@ -251,25 +273,6 @@ class ReleaseBundle:
         return FeatureWeights.load(self.folders["ranker"], *of_release, layout=self.layout)
 
 
-@dataclass(frozen=True, eq=False)
-class SecondRanker:
-    """The text ranker behind the compressed one: what a cascade asks about the best few."""
-
-    bundle: ReleaseBundle
-
-    @cached_property
-    def ranker(self) -> CrossEncoder:
-        """The ranker; loaded when it is first read."""
-        from models.rankers.load import load_ranker
-
-        of = self.bundle
-        if of.alone is not None and of.alone.second is not None:
-            return of.alone.second.ranker.over(of.catalog, of.embeddings, of.statistics)  # type: ignore[attr-defined,no-any-return]
-        compute = of.ranking.compute if of.ranking else None
-        parts = (of.folders[SECOND_RANKER], of.catalog, of.embeddings, of.statistics)
-        return load_ranker(*parts, layout=of.layout, compute=compute, choices=of.node)
-
-
 def bundle_in_memory(
     catalog: ItemCatalog,
     embeddings: npt.NDArray[np.float32],
@@ -304,11 +307,12 @@ def load_bundle(
     settings: RetrievalSettings,
     encoder: str | None = None,
     ranking: RankerSettings | None = None,
+    spread: Spread | None = None,
 ) -> ReleaseBundle:
     """Pull, verify and map every artifact of `release`. Raises ArtifactError naming the artifact and file.
 
     `encoder` is the URI of what embeds queries here: vectors of another one are refused. `ranking` says how this
-    machine computes rankers.
+    machine computes rankers, `spread` how its index is spread over processes.
     """
     from models.items.folded import withheld_rows
     from models.items.live import LiveItems
@@ -330,7 +334,7 @@ def load_bundle(
         raise ArtifactError(f"{vectors.ref}: {embeddings.shape[1]} dimensions, its layout has {layout.dimension}")
     folders = {kind: artifact.path for kind, artifact in artifacts.items()}
     bundle = ReleaseBundle(
-        release, folders, catalog, embeddings, settings, layout=layout, ranking=ranking, node=store.node
+        release, folders, catalog, embeddings, settings, layout=layout, ranking=ranking, node=store.node, spread=spread
     )
     try:
         withheld = withheld_rows(artifacts["catalog"].path, catalog)

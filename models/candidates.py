@@ -6,7 +6,7 @@ It lives in `models`, not `serve`, since training builds its examples from the v
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntFlag
 from typing import Any
 
@@ -61,20 +61,28 @@ class Candidates:
     """N candidates, distinct by row, in descending order of `scores` when they come from a retriever.
 
     `rows` int32[N]; `sources` uint16[N] bits of `Source`; `source_scores` float32[N, len(SCORED_SOURCES)],
-    0 where a source has no opinion; `scores` float32[N], the merged retrieval score.
+    0 where a source has no opinion; `scores` float32[N], the merged retrieval score. `incomplete` says that a part of
+    the vector index gave no answer.
     """
 
     rows: npt.NDArray[np.int32]
     sources: npt.NDArray[np.uint16]
     source_scores: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
+    incomplete: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def take(self, index: npt.NDArray[Any]) -> Candidates:
         """Return the candidates of `index` (positions or a boolean mask), in that order."""
-        return Candidates(self.rows[index], self.sources[index], self.source_scores[index], self.scores[index])
+        return replace(
+            self,
+            rows=self.rows[index],
+            sources=self.sources[index],
+            source_scores=self.source_scores[index],
+            scores=self.scores[index],
+        )
 
     @classmethod
     def empty(cls) -> Candidates:

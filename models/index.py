@@ -125,6 +125,14 @@ def load_faiss(folder: Path, vectors: Vectors) -> VectorIndex:
     return load_shards(shards, vectors, load, exact=FlatIndex(vectors), devices=gpus(faiss))
 
 
+def load_piece(folder: Path, shard: Shard, vectors: Vectors, number: int) -> VectorIndex:
+    """Load one piece of the index over `vectors`, the `number`-th of this process, which says on which GPU."""
+    import faiss
+
+    device = number % max(1, gpus(faiss))
+    return _load(folder / shard.name, vectors[shard.start : shard.stop], faiss, device)
+
+
 def _load(path: Path, vectors: Vectors, faiss: Any, device: int) -> FaissIndex:
     if not path.is_file():
         raise ValueError(f"{path.name}: missing")

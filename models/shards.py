@@ -8,7 +8,7 @@ Pieces also bound what building takes: one is built at a time. Called by `models
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,27 +53,51 @@ class ShardedIndex:
         if allowed is not None and np.count_nonzero(allowed) < EXACT_BELOW * self._rows:
             return self._exact.search(query, n, allowed=allowed)
 
-        def ask(shard: tuple[int, int, VectorIndex]) -> Hits:
-            start, stop, index = shard
-            rows, scores = index.search(query, n, allowed=None if allowed is None else allowed[start:stop])
-            return (rows + start).astype(np.int32), scores
-
-        found = list(map(ask, self._shards) if self._pool is None else self._pool.map(ask, self._shards))
-        rows = np.concatenate([r for r, _ in found])
-        scores = np.concatenate([s for _, s in found])
-        best = np.lexsort((rows, -scores))[: max(0, n)]
-        return rows[best], scores[best]
+        each = map if self._pool is None else self._pool.map
+        return search_pieces(self._shards, query, n, allowed, each=each)
 
 
-def plan(rows: int, dimension: int, *, memory_bytes: int) -> list[Shard]:
+def search_pieces(
+    pieces: Sequence[tuple[int, int, VectorIndex]],
+    query: Vectors,
+    n: int,
+    allowed: Mask | None,
+    *,
+    first: int = 0,
+    each: Callable[..., Iterable[Hits]] = map,
+) -> Hits:
+    """Ask every piece with its part of the mask, whose first row is row `first` of the catalog; gather their answers.
+
+    `pieces` are (first row, row after the last, index). `each(function, pieces)` calls for all of them, like `map`.
+    """
+
+    def ask(piece: tuple[int, int, VectorIndex]) -> Hits:
+        start, stop, index = piece
+        part = None if allowed is None else allowed[start - first : stop - first]
+        rows, scores = index.search(query, n, allowed=part)
+        return (rows + start).astype(np.int32), scores
+
+    return merged(each(ask, pieces), n)
+
+
+def merged(found: Iterable[Hits], n: int) -> Hits:
+    """Return the `n` best of several answers about different rows, best first, ties by row."""
+    answers = list(found)
+    rows = np.concatenate([np.empty(0, np.int32), *(r for r, _ in answers)])
+    scores = np.concatenate([np.empty(0, np.float32), *(s for _, s in answers)])
+    best = np.lexsort((rows, -scores))[: max(0, n)]
+    return rows[best], scores[best]
+
+
+def plan(rows: int, dimension: int, *, memory_bytes: int, at_least: int = 1) -> list[Shard]:
     """Cut `rows` into as few pieces of about equal size as can each be built within `memory_bytes`.
 
-    Raises ValueError when not even a thousand rows can.
+    There are `at_least` so many, where there are rows enough. Raises ValueError when not even a thousand rows can.
     """
     most = memory_bytes // (BUILD_COPIES * 4 * max(1, dimension))
     if most < min(rows, 1000):
         raise ValueError(f"{memory_bytes} bytes are not enough to build an index of {dimension} dimensions")
-    count = max(1, -(-rows // max(1, most)))
+    count = max(1, min(at_least, rows), -(-rows // max(1, most)))
     bounds = [rows * n // count for n in range(count + 1)]
     return [Shard(f"index-{n:04d}.faiss", bounds[n], bounds[n + 1]) for n in range(count)]
 

@@ -20,12 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from models.artifacts import Artifact, ArtifactError, ArtifactStore
-from models.bundle import EMBEDDINGS_FILE, SECOND_RANKER
+from models.bundle import EMBEDDINGS_FILE
 from models.catalog import CATALOG_FILE, ItemCatalog, write_catalog
 from models.encoder import Encoder
 from models.items.folded import write_folded
 from models.media.layout import Layout
 from models.progress import Progress, silent
+from models.rankers.second import SECOND_RANKER
 from models.rankers.settings import RankerSettings
 from models.releases import Release, new_release
 from models.retrieval.settings import RetrievalSettings
@@ -289,12 +290,13 @@ class Builder:
         # As `reembed` cuts it, whoever builds: else `build` and `reembed` would make each other's index anew.
         at_once = self._settings.embedding.workers
         inputs: dict[str, Any] = {"embeddings": embeddings.ref, "recall": recall}
-        pieces = len(cut(*shape, memory_bytes=memory, at_once=at_once))
+        least = self._settings.index_pieces
+        pieces = len(cut(*shape, memory_bytes=memory, at_once=at_once, at_least=least))
         if pieces > 1:
             inputs["pieces"] = pieces
 
         def make(to: Path) -> Mapping[str, Any]:
-            of: dict[str, Any] = {"recall": recall, "memory_bytes": memory, "at_once": at_once}
+            of: dict[str, Any] = {"recall": recall, "memory_bytes": memory, "at_once": at_once, "at_least": least}
             return build_index(self._artifacts, embeddings, to, **of, runner=self._pieces, progress=self._progress)
 
         made = self._step("index", inputs, make)

@@ -94,14 +94,18 @@ def _build_there(place: Callable[[], ArtifactStore], work: PieceWork) -> None:
     build_piece(place(), work)
 
 
-def cut(rows: int, dimension: int, *, memory_bytes: int, at_once: int) -> list[Shard]:
+def cut(rows: int, dimension: int, *, memory_bytes: int, at_once: int, at_least: int = 1) -> list[Shard]:
     """Return the pieces that an index is built in: one where that fits, else such that `at_once` fit at a time.
 
-    Raises BuildError when the bound is too small for any piece.
+    There are `at_least` so many. Raises BuildError when the bound is too small for any piece.
     """
+
+    def planned(memory: int) -> list[Shard]:
+        return plan(rows, dimension, memory_bytes=memory, at_least=at_least)
+
     try:
-        whole = plan(rows, dimension, memory_bytes=memory_bytes)
-        return whole if len(whole) == 1 else plan(rows, dimension, memory_bytes=memory_bytes // at_once)
+        whole = planned(memory_bytes)
+        return whole if len(whole) == 1 else planned(memory_bytes // at_once)
     except ValueError as error:
         raise BuildError(
             f"{error}, with {at_once} pieces at the same time: raise pipelines.index_memory_bytes "
@@ -117,20 +121,21 @@ def build_index(
     recall: float,
     memory_bytes: int,
     at_once: int = 1,
+    at_least: int = 1,
     runner: PieceRunner | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Build the index of `embeddings` into the folder `to`, with at most about `memory_bytes` for vectors and index.
 
-    Returns facts for the manifest. In one piece where that fits, which is faster to search; else in pieces of which
-    `at_once` can be built at the same time, however many the runner builds. Raises BuildError when the bound is too
-    small for any piece, or a finished piece is damaged.
+    Returns facts for the manifest. In one piece where that fits, which is faster to search, and `at_least` is 1; else
+    in pieces of which `at_once` can be built at the same time, however many the runner builds. Raises BuildError when
+    the bound is too small for any piece, or a finished piece is damaged.
     """
     runner = runner or InlinePieces()
     vectors = open_vectors(embeddings.path / EMBEDDINGS_FILE, whole_bytes=0)
     rows, dimension = vectors.shape
     size = {"items": rows, "dimension": dimension}
-    shards = cut(rows, dimension, memory_bytes=memory_bytes, at_once=at_once)
+    shards = cut(rows, dimension, memory_bytes=memory_bytes, at_once=at_once, at_least=at_least)
     if len(shards) == 1:
         return {**_build(vectors, to, INDEX_FILE, recall), **size}
     work = [PieceWork(embeddings.ref, shard, recall) for shard in shards]

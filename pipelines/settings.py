@@ -23,6 +23,8 @@ class PipelinesSettings(BaseModel):
     """Share of the 100 nearest items that an index which is not exact finds, measured on held-out queries."""
     index_memory_bytes: int = Field(8 << 30, ge=16 << 20)
     """Memory for building the index on a node; a catalog that takes more gets one in pieces, searched as one."""
+    index_pieces: int = Field(1, ge=1, le=1024)
+    """Pieces that an index has at least, whatever fits into memory: `serve.index_shards.hosts` share them out."""
     train_ranker: bool = True
     """Whether `build` trains a ranker; without one, retrieval order is served."""
     text_validation_cases: int = Field(100, ge=10)

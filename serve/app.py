@@ -20,7 +20,7 @@ from serve.deployments.consumer import ConsumerDeployment
 from serve.deployments.explainer import ExplainerDeployment
 from serve.deployments.ingress import IngressDeployment
 from serve.deployments.replica import ReplicaConfig
-from serve.deployments.stages import STAGES
+from serve.deployments.stages import STAGES, IndexShardDeployment
 from serve.settings import DeploymentSettings, ServeSettings
 from serve.wiring import Stages
 
@@ -62,10 +62,14 @@ def build(args: Mapping[str, Any]) -> Any:
         reason_model=model_of(Path(given.generator_folder), given.models.generator.grammar),
     )
     encoder = given.models.encoder
+    hosts = [
+        deployment(IndexShardDeployment, settings.index_shards.host, name=f"IndexShard{number}").bind(config, number)
+        for number in range(settings.index_shards.hosts)
+    ]
     arguments: dict[str, tuple[Any, ...]] = {
         "features": (config,),
         "encoder": (config, given.encoder_folder, encoder.max_tokens, encoder.dimension),
-        "retriever": (config,),
+        "retriever": (config, *hosts),
         "ranker": (config,),
     }
     handles = {
@@ -88,14 +92,17 @@ def _consumer(settings: ServeSettings, config: ReplicaConfig, folder: str) -> An
     return deployment(ConsumerDeployment, DeploymentSettings(num_cpus=settings.consumer.num_cpus)).bind(config, folder)
 
 
-def deployment(cls: Any, of: DeploymentSettings, *, user_config: dict[str, Any] | None = None) -> Any:
+def deployment(
+    cls: Any, of: DeploymentSettings, *, name: str | None = None, user_config: dict[str, Any] | None = None
+) -> Any:
     """Return `cls` as a deployment with every default of Serve that could hurt overridden.
 
-    `user_config` holds what the class takes through `reconfigure`: it changes without a restart.
+    Its name is that of the class where none is given. `user_config` holds what the class takes through `reconfigure`:
+    it changes without a restart.
     """
     return ray_serve.deployment(
         cls,
-        name=cls.__name__.removesuffix("Deployment"),
+        name=name or cls.__name__.removesuffix("Deployment"),
         max_ongoing_requests=of.max_ongoing_requests,
         max_queued_requests=of.max_queued_requests,
         autoscaling_config={

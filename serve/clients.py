@@ -18,6 +18,8 @@ import numpy.typing as npt
 from models.candidates import Candidates
 from models.explain.explainer import Reason
 from models.features import UserFeatures
+from models.hosted import ShardQuestion
+from models.index_port import Hits
 from models.retrieval.query import RetrievalQuery
 from serve.batching import Coalescer, Member, Result
 from serve.context import StageCall
@@ -157,6 +159,19 @@ class RetrieverClient:
     async def retrieve(self, call: StageCall, query: RetrievalQuery) -> Candidates:
         """See `Retriever.retrieve`."""
         return await self._client.call(call, query)
+
+
+class IndexShardClient:
+    """`IndexShard` over a handle."""
+
+    def __init__(self, handle: Any, *, min_replicas: int, max_waiting: int) -> None:
+        self._client: _CoalescedClient[ShardQuestion, Hits] = _CoalescedClient(
+            handle.search_many, min_replicas=min_replicas, max_waiting=max_waiting
+        )
+
+    async def search(self, call: StageCall, question: ShardQuestion) -> Hits:
+        """See `IndexShard.search`."""
+        return await self._client.call(call, question)
 
 
 class RankerClient:

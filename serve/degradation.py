@@ -41,6 +41,7 @@ class DegradedReason(StrEnum):
     retrieve_timeout = "retrieve_timeout"
     retrieve_unavailable = "retrieve_unavailable"
     retrieve_skipped = "retrieve_skipped"
+    index_incomplete = "index_incomplete"
     empty_catalog = "empty_catalog"
 
 
@@ -49,6 +50,7 @@ _RUNG = {
     "reasons": DegradationLevel.template_reasons,
     "language": DegradationLevel.template_reasons,
     "fewer": DegradationLevel.fewer_candidates,
+    "index": DegradationLevel.fewer_candidates,
     "unknown": DegradationLevel.fewer_candidates,
     "query": DegradationLevel.fewer_candidates,
     "rank": DegradationLevel.no_ranker,

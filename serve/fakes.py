@@ -22,6 +22,8 @@ from models.encoder import HashEncoder
 from models.events import Event, session_owner
 from models.explain.explainer import Reason
 from models.features import ANONYMOUS, RECENT_EVENTS, UserFeatures
+from models.hosted import HostShare, ShardQuestion
+from models.index_port import Hits
 from models.retrieval.query import RetrievalQuery
 from models.store.checks import merge_features
 from models.store.port import EventStatus
@@ -31,28 +33,10 @@ from serve.metrics import ServeMetrics
 from serve.popular import popular_candidates
 from serve.ports import ReasonTask, Scores
 from serve.runner import Outcome
+from serve.trouble import Trouble
 
 BundleOf = Callable[[str, str], ReleaseBundle]
 Score = Callable[[RetrievalQuery, Candidates], npt.NDArray[np.float32]]
-
-
-@dataclass(slots=True)
-class Trouble:
-    """What a fake does before it answers. `calls` counts every call, answered or not."""
-
-    error: BaseException | None = None
-    """Raised, where given."""
-    hangs: bool = False
-    """Never answers; a caller's timeout ends it."""
-    calls: int = 0
-
-    async def meet(self) -> None:
-        """Count the call, then raise or hang where told to."""
-        self.calls += 1
-        if self.hangs:
-            await asyncio.Event().wait()
-        if self.error is not None:
-            raise self.error
 
 
 class FakeFeatureFetcher:
@@ -87,6 +71,19 @@ class FakeRetriever:
         self.queries.append(query)
         await self.trouble.meet()
         return popular_candidates(self._bundle_of(call.tenant, call.release_id), query)
+
+
+class FakeIndexShard:
+    """`IndexShard` over a share of an index in this process, the same for every release."""
+
+    def __init__(self, share: HostShare) -> None:
+        self._share = share
+        self.trouble = Trouble()
+
+    async def search(self, call: StageCall, question: ShardQuestion) -> Hits:
+        """See `IndexShard.search`."""
+        await self.trouble.meet()
+        return self._share.answer(question)
 
 
 class FakeRanker:

@@ -170,13 +170,16 @@ class RecommendationPipeline:
         if not query.filters.keys() <= {*bundle.catalog.label_names, *bundle.catalog.number_names}:
             # Nothing has the attribute, so little or nothing can pass: say why.
             ctx.degrade(DegradedReason.unknown_attribute)
-        return await run_stage(
+        found = await run_stage(
             ctx,
             self._settings.retrieve.policy("retrieve"),
             lambda call: self._retriever.retrieve(call, query),
             lambda: popular_candidates(bundle, query),
             self._recorder,
         )
+        if found.incomplete:
+            ctx.degrade(DegradedReason.index_incomplete)
+        return found
 
     def _filters(self, query: RetrievalQuery, bundle: ReleaseBundle, shown: Hashes) -> list[Filter]:
         catalog = bundle.catalog

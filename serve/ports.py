@@ -20,6 +20,8 @@ from models.events import Event
 from models.explain.evidence import Evidence
 from models.explain.explainer import Reason
 from models.features import UserFeatures
+from models.hosted import ShardQuestion
+from models.index_port import Hits
 from models.retrieval.query import RetrievalQuery
 from models.store.port import EventStatus
 from models.store.profiles import Linked
@@ -49,6 +51,14 @@ class Retriever(Protocol):
 
     async def retrieve(self, call: StageCall, query: RetrievalQuery) -> Candidates:
         """Return at most `query.n` candidates, best first; rows refer to the catalog of the pinned release."""
+        ...
+
+
+class IndexShard(Protocol):
+    """The rows of the vector index that one host holds for retrievers."""
+
+    async def search(self, call: StageCall, question: ShardQuestion) -> Hits:
+        """Return the nearest of the host's rows, best first, ties by row; rows refer to the catalog of the release."""
         ...
 
 

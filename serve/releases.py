@@ -11,9 +11,11 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from models.artifacts import ArtifactStore
 from models.bundle import ReleaseBundle, load_bundle
+from models.hosted import Spread
 from models.rankers.settings import RankerSettings
 from models.releases import Release
 from models.retrieval.settings import RetrievalSettings
@@ -42,12 +44,13 @@ class ReleaseHolder:
         board: ReleaseBoard | None = None,
         encoder: str | None = None,
         ranking: RankerSettings | None = None,
+        spread: Spread | None = None,
     ) -> None:
         """`artifacts(tenant)` opens the artifact store of a tenant; `items` keeps releases up to the item log.
 
         On the `board` this replica finds proposed releases and says what it holds; None waits for the pointer alone.
         `encoder` is the URI of what embeds queries: a release of another one is refused. `ranking` says how rankers
-        are computed here.
+        are computed here, `spread` how the vector index is spread over processes.
         """
         self._store = store
         self._artifacts = artifacts
@@ -57,7 +60,7 @@ class ReleaseHolder:
         self._items = items
         self._board = board
         self._encoder = encoder
-        self._ranking = ranking
+        self._ranking, self._spread = ranking, spread
         self._replica = uuid.uuid4().hex[:12]
         self._prepared: dict[str, ReleaseBundle] = {}
         self._doubts: dict[str, tuple[str, str]] = {}  # by tenant: a proposed release that was not loaded, and why
@@ -213,9 +216,8 @@ class ReleaseHolder:
 
     def _load(self, tenant: str, text: str) -> ReleaseBundle:
         release = Release.from_json(text)
-        bundle = load_bundle(
-            self._artifacts(tenant), release, settings=self._settings, encoder=self._encoder, ranking=self._ranking
-        )
+        how: dict[str, Any] = {"encoder": self._encoder, "ranking": self._ranking, "spread": self._spread}
+        bundle = load_bundle(self._artifacts(tenant), release, settings=self._settings, **how)
         self._warm(bundle)
         return bundle
 

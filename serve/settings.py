@@ -81,6 +81,16 @@ class DeploymentSettings(_Section):
     """Worker threads for model and index calls inside a replica."""
 
 
+class IndexShardSettings(_Section):
+    """Hosts that hold the vector index for retrievers, each a share of its pieces: where no node can hold it all."""
+
+    hosts: int = Field(0, ge=0, le=64)
+    """Number of hosts, spread over the nodes; 0 holds the whole index in every retriever. Threads of `serve.retriever`
+    wait for hosts, so give it several; `pipelines.index_pieces` cuts the index."""
+    host: DeploymentSettings = DeploymentSettings()
+    """How each of the hosts is deployed."""
+
+
 class ReasonCacheSettings(_Section):
     """Reasons that were written before, in each process and in the cache store."""
 
@@ -160,6 +170,8 @@ class ServeSettings(_Section):
     """Embeds query texts."""
     retriever: DeploymentSettings = DeploymentSettings()
     """Stage 3."""
+    index_shards: IndexShardSettings = IndexShardSettings()
+    """The vector index, where it is spread over hosts."""
     ranker: DeploymentSettings = DeploymentSettings()
     """Stage 4."""
     rank_step_tokens: int = Field(1024, ge=256, le=1_000_000)

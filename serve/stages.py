@@ -27,7 +27,9 @@ from models.retrieval.query import RetrievalQuery
 from models.store.port import EventStatus, OnlineStore, StoreError, StoreTimeout
 from models.store.profiles import Linked, ProfileStore
 from serve.context import StageCall
+from serve.deadline import Deadline
 from serve.errors import DeadlineExceeded, DependencyError, RecommendError
+from serve.index_shards import asking
 from serve.ports import ReasonTask
 
 BundleOf = Callable[[str, str], ReleaseBundle]
@@ -127,8 +129,17 @@ class EngineRetriever:
     async def retrieve(self, call: StageCall, query: RetrievalQuery) -> Candidates:
         """See `Retriever.retrieve`."""
         bundle = self._bundle_of(call.tenant, call.release_id)
-        found: Candidates = await _computed(self._executor, lambda: bundle.engine.retrieve(query))
+        found: Candidates = await _computed(
+            self._executor, _retrieved, bundle, query, call.tenant, Deadline.after_ms(call.remaining_ms)
+        )
         return found
+
+
+def _retrieved(bundle: ReleaseBundle, query: RetrievalQuery, tenant: str, deadline: Deadline) -> Candidates:
+    # Engines know nothing of deadlines; what asks other processes under one reads it from here.
+    with asking(tenant, deadline) as asked:
+        found = bundle.engine.retrieve(query)
+    return replace(found, incomplete=True) if asked.incomplete else found
 
 
 class TextQueryEncoder:

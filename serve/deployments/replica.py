@@ -15,6 +15,7 @@ from models.explain.cache import ReasonCache
 from models.explain.decisions import DecisionBook
 from models.explain.reason_cache import TieredReasons
 from models.explain.summary_book import SummaryBook
+from models.hosted import Spread
 from models.items.log import ItemLog
 from models.rankers.settings import RankerSettings
 from models.retrieval.settings import RetrievalSettings
@@ -124,8 +125,13 @@ def check_packages(config: ReplicaConfig) -> None:
     check_origin(Path(config.package_root))
 
 
-async def follow_releases(config: ReplicaConfig, store: OnlineStore, warm: Warm) -> ReleaseHolder:
-    """Load the current release and go on following the pointer."""
+async def follow_releases(
+    config: ReplicaConfig, store: OnlineStore, warm: Warm, *, spread: Spread | None = None, items: bool = True
+) -> ReleaseHolder:
+    """Load the current release and go on following the pointer, and with `items` the item log.
+
+    `spread` says how its vector index is spread over processes.
+    """
     from models.store.board import RedisBoard
 
     holder = ReleaseHolder(
@@ -134,10 +140,11 @@ async def follow_releases(config: ReplicaConfig, store: OnlineStore, warm: Warm)
         tenants=api_keys().tenants,
         settings=config.retrieval,
         warm=warm,
-        items=ItemFollower(open_items(config), warm=warm),
+        items=ItemFollower(open_items(config), warm=warm) if items else None,
         board=RedisBoard(store_url(), cluster=config.store_cluster),
         encoder=config.encoder_uri,
         ranking=config.ranking,
+        spread=spread,
     )
     await holder.start(
         poll_s=config.settings.release_poll_s,
@@ -167,6 +174,11 @@ def executor(threads: int, name: str) -> ThreadPoolExecutor:
 def warm_retrieval(bundle: ReleaseBundle) -> None:
     """Build the retrieval engine before the release is served."""
     _ = bundle.engine
+
+
+def warm_share(bundle: ReleaseBundle) -> None:
+    """Load the pieces of the vector index that this replica holds for retrievers."""
+    _ = bundle.share
 
 
 def warm_ranking(bundle: ReleaseBundle) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 from ray import serve as ray_serve
 
 from models.candidates import Candidates
+from models.hosted import Spread
 from models.retrieval.query import RetrievalQuery
-from serve.clients import BatchMember, BatchReply
+from serve.clients import BatchMember, BatchReply, IndexShardClient
 from serve.context import StageCall
 from serve.deployments.batches import each
 from serve.deployments.replica import (
@@ -23,7 +24,9 @@ from serve.deployments.replica import (
     open_summaries,
     warm_ranking,
     warm_retrieval,
+    warm_share,
 )
+from serve.index_shards import ShardHosts, ShareSearcher
 from serve.metrics import RankMetrics
 from serve.ports import Scores
 from serve.ranking import ModelRanker
@@ -68,12 +71,33 @@ class QueryEncoderDeployment:
         return self._name, await each(members, self._encoder.encode)
 
 
+class IndexShardDeployment:
+    """One host of the vector index: holds a share of its pieces for retrievers, without items that changed since."""
+
+    async def __init__(self, config: ReplicaConfig, number: int) -> None:  # type: ignore[misc]  # Serve awaits it
+        check_packages(config)
+        of = config.settings.index_shards
+        spread = Spread(of.hosts, own=number)
+        self._releases = await follow_releases(config, open_store(config), warm_share, spread=spread, items=False)
+        self._searcher = ShareSearcher(self._releases.bundle, executor(of.host.threads, "index"))
+        self._name = replica_name()
+
+    async def search_many(self, members: list[BatchMember]) -> BatchReply:
+        """Search for many retrievals."""
+        return self._name, await each(members, self._searcher.search)
+
+
 class RetrieverDeployment:
     """Stage 3."""
 
-    async def __init__(self, config: ReplicaConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, config: ReplicaConfig, *hosts: Any) -> None:  # type: ignore[misc]  # Serve awaits it
+        """`hosts` are the handles of what holds the vector index, by number; none: it is held here."""
         check_packages(config)
-        self._releases = await follow_releases(config, open_store(config), warm_retrieval)
+        of = config.settings.index_shards.host
+        bounds = {"min_replicas": of.min_replicas, "max_waiting": of.max_queued_requests}
+        shards = [IndexShardClient(handle, **bounds) for handle in hosts]
+        spread = Spread(len(shards), ask=ShardHosts(shards).ask) if shards else None
+        self._releases = await follow_releases(config, open_store(config), warm_retrieval, spread=spread)
         self._live = await follow_statistics(config, self._releases)
         self._retriever = EngineRetriever(
             self._releases.bundle, executor(config.settings.retriever.threads, "retriever")

@@ -7,6 +7,7 @@ coalesced call run through the same `each` as in a deployment.
 from __future__ import annotations
 
 from contextlib import aclosing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,21 +19,32 @@ from models.events import Event, EventType, session_owner
 from models.explain.explainer import ReasonWriter
 from models.explain.generator import ScriptedGenerator
 from models.explain.template import template_reason
+from models.hosted import ShardQuestion, Spread, packed
+from models.index import FlatIndex
 from models.retrieval.query import AttributeFilter, RetrievalQuery
 from models.store.memory import MemoryStore
 from models.store.port import EventStatus
 from models.store.profiles import Linked, MemoryProfiles
-from serve.clients import ExplainerClient, FeatureFetcherClient, QueryEncoderClient, RankerClient, RetrieverClient
+from serve.clients import (
+    ExplainerClient,
+    FeatureFetcherClient,
+    IndexShardClient,
+    QueryEncoderClient,
+    RankerClient,
+    RetrieverClient,
+)
 from serve.fakes import (
     FakeEventSink,
     FakeExplainer,
     FakeFeatureFetcher,
+    FakeIndexShard,
     FakeProfiles,
     FakeQueryEncoder,
     FakeRanker,
     FakeRetriever,
     LocalHandle,
 )
+from serve.index_shards import ShareSearcher
 from serve.ranking import ModelRanker
 from serve.stages import (
     EngineRetriever,
@@ -140,6 +152,32 @@ async def test_a_retriever_ranks_a_given_list_and_skips_what_it_does_not_know(re
 async def test_a_retriever_finds_nothing_where_nothing_is_allowed(retriever, call) -> None:
     nothing = RetrievalQuery(n=9, now_ms=NOW, filters={"genre": AttributeFilter(any_of=("Opera",))})
     assert len(await retriever.retrieve(call, nothing)) == 0
+
+
+# --- IndexShard -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=KINDS)
+def shard(request, tiny, pool, client_of):
+    host = replace(tiny.bundle, spread=Spread(1, own=0))
+    real = ShareSearcher(lambda *_: host, pool)
+    if request.param == "in process":
+        return real
+    if request.param == "fake":
+        return FakeIndexShard(host.share)
+    return client_of(IndexShardClient, "search_many", real.search)
+
+
+async def test_an_index_shard_answers_with_its_nearest_rows_and_obeys_the_mask(shard, call, tiny) -> None:
+    vectors = np.asarray(tiny.bundle.embeddings)
+    few, most = np.ones(len(vectors), bool), np.zeros(len(vectors), bool)
+    few[3], most[[3, 5, 7]] = False, True
+    for allowed in (None, few, most):
+        sent = None if allowed is None else packed(allowed)
+        rows, scores = await shard.search(call, ShardQuestion(vectors[3], 5, sent))
+        wanted = FlatIndex(vectors).search(vectors[3], 5, allowed=allowed)
+        assert np.allclose(scores, wanted[1], atol=1e-6) and (np.diff(scores) <= 0).all()
+        assert len(set(rows.tolist())) == len(wanted[0]) and (allowed is None or allowed[rows].all())
 
 
 # --- Ranker ---------------------------------------------------------------------------------------------------------

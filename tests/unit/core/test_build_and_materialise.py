@@ -291,6 +291,9 @@ def test_a_catalog_beyond_the_memory_of_the_settings_gets_an_index_in_pieces_tha
         dimension=32,
         settings=CanarySettings(),
     )
+    # As many as hosts of a vector index ask for, though it would fit into memory in one.
+    least = QUICK.model_copy(update={"index_pieces": 2})
+    assert bench.artifacts.meta(bench.build(dataset, settings=least).release.artifacts["index"])["shards"] == 2
     # Of texts whose scores tie with the last one, either may be there.
     assert facts["recall"] == 1.0 and facts["overlap"] > 0.8
     served = [load_bundle(bench.artifacts, r.release, settings=RetrievalSettings()) for r in (whole, pieces)]

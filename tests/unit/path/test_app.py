@@ -77,6 +77,11 @@ def test_inline_stages_are_no_deployments() -> None:
     assert names(build({**ARGS, "serve": inline})) == {"Ingress", "Explainer", "Consumer"}
 
 
+def test_the_vector_index_is_spread_over_as_many_deployments_as_settings_say() -> None:
+    made = names(build({**ARGS, "serve": {"index_shards": {"hosts": 3}}}))
+    assert {n for n in made if n.startswith("IndexShard")} == {"IndexShard0", "IndexShard1", "IndexShard2"}
+
+
 def test_every_default_of_serve_that_could_hurt_is_overridden() -> None:
     of = DeploymentSettings(min_replicas=2, max_replicas=3, num_cpus=0.5, max_queued_requests=7)
     from serve.app import deployment

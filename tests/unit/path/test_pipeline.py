@@ -2,6 +2,7 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -282,6 +283,17 @@ async def test_scores_that_are_no_numbers_sink_and_never_reach_the_answer(tiny) 
     assert np.isfinite(slate.scores).all() and len(slate.item_ids) == 38
     _, all_nan = await Path(tiny.bundle, ranker=FakeRanker(lambda _, c: c.scores * np.nan)).ask(k=5)
     assert all_nan.item_ids == sorted(all_nan.item_ids) and len(all_nan.item_ids) == 5
+
+
+async def test_candidates_of_an_incomplete_index_are_served_and_the_answer_says_so(tiny) -> None:
+    class Incomplete(FakeRetriever):
+        async def retrieve(self, call, query):
+            return replace(await super().retrieve(call, query), incomplete=True)
+
+    ctx, slate = await Path(tiny.bundle, retriever=Incomplete(tiny.bundle_of)).ask(k=5)
+    assert len(slate.item_ids) == 5 and slate.candidates.incomplete
+    assert ctx.degraded == [DegradedReason.index_incomplete]
+    assert level_of(ctx.degraded) is DegradationLevel.fewer_candidates
 
 
 async def test_a_cascade_that_ended_early_is_told(tiny) -> None:

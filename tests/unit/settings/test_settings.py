@@ -154,6 +154,18 @@ CONTRADICTIONS = {
         "models.ranker.cascade needs",
     ),
     "more workers than lists": (["pipelines.text.workers=9"], "pipelines.text.workers = 9 is more than pipelines.text"),
+    "hosts for fewer pieces": (
+        ["serve.index_shards.hosts=3", "pipelines.index_pieces=2"],
+        "serve.index_shards.hosts = 3 is more than pipelines.index_pieces = 2",
+    ),
+    "hosts without a retriever that asks them": (
+        ["serve.index_shards.hosts=2", "pipelines.index_pieces=2", "serve.retriever.placement=inline"],
+        "serve.retriever must have placement deployment",
+    ),
+    "too few CPUs for hosts": (
+        ["serve.index_shards.hosts=2", "pipelines.index_pieces=2", "serve.index_shards.host.num_cpus=3"],
+        "CPUs, cluster.ray.cpus = 4",
+    ),
     "a text ranker without model": (["models.ranker.backend=text"], "models.ranker.text_uri"),
 }
 

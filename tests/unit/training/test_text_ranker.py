@@ -7,12 +7,13 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from models.artifacts import ArtifactStore
-from models.bundle import SECOND_RANKER, load_bundle
+from models.bundle import load_bundle
 from models.catalog import Item
 from models.encoder import HashEncoder
 from models.events import EventLog, EventType
 from models.items.live import LiveItems
 from models.rankers.compressed import CompressedRanker
+from models.rankers.second import SECOND_RANKER
 from models.rankers.settings import CascadeSettings, RankerSettings
 from models.rankers.text import TextRanker
 from models.retrieval.query import RetrievalQuery

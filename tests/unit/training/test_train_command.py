@@ -13,11 +13,12 @@ from cluster.config import load_settings
 from cluster.errors import OperatorError
 from cluster.prepare import keep_release
 from cluster.workspace import Workspace
-from models.bundle import SECOND_RANKER, load_bundle
+from models.bundle import load_bundle
 from models.catalog import Item, ItemCatalog
 from models.consumer.event_log import write_entries
 from models.encoder import HashEncoder
 from models.events import Event, EventType
+from models.rankers.second import SECOND_RANKER
 from models.releases import new_release
 from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings

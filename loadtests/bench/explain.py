@@ -11,7 +11,6 @@ figure.
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -139,7 +138,6 @@ def _in_process(context: BenchContext, options: Options, settings: Settings, par
                 engine(context, runner, generator, settings, lists)
         finally:
             runner.run(generator.close())
-    gc.collect()  # what is left of the engine holds a cycle whose finaliser fails at interpreter exit
 
 
 def cold(generator: Generator) -> ReasonWriter:

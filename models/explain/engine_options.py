@@ -117,7 +117,7 @@ def _variables(options: EngineOptions, *, cuda: bool) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         # Spawned, not forked: this process has threads, and the mark must be in the children's own environment.
-        "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "TOKENIZERS_PARALLELISM": "false",
     }
     if cuda:

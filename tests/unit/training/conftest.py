@@ -1,3 +1,11 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -69,3 +77,76 @@ def make_taste_log():
         return log_of(rows)
 
     return make
+
+
+FORKS = """
+import json, os, sys, traceback
+import torch, torch.distributed
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification, BertTokenizer
+from pipelines.training import text_workers, train
+
+def run(script, arguments, out, err):
+    for number, name in ((1, out), (2, err)):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.argv, code = [script, *arguments], 1
+    try:
+        exec(compile(open(script).read(), script, "exec"), {"__name__": "__main__"})
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+
+print("ready", flush=True)
+for line in sys.stdin:
+    children = []
+    for command in json.loads(line):
+        children.append(os.fork())
+        if not children[-1]:
+            run(**command)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process of a script ended; a negative code is the signal that did it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Callable[..., list[Ended]]]:
+    """Return what runs a script once per list of arguments, side by side, each in a process of its own.
+
+    All are forked off one process that has imported torch and the training and computed nothing, so it has no threads.
+    """
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    server = subprocess.Popen(
+        [sys.executable, "-c", FORKS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, **one_thread, "PYTHONPATH": str(Path(__file__).resolve().parents[3])},
+        text=True,
+    )
+    assert server.stdin is not None and server.stdout is not None
+    ready = server.stdout.readline()
+    assert ready == "ready\n"
+
+    def run(script: Path, *calls: list[str]) -> list[Ended]:
+        said = [{"out": f"{script}.out{n}", "err": f"{script}.err{n}"} for n in range(len(calls))]
+        commands = [
+            {"script": str(script), "arguments": call, **files} for call, files in zip(calls, said, strict=True)
+        ]
+        print(json.dumps(commands), file=server.stdin, flush=True)
+        codes = json.loads(server.stdout.readline())
+        return [
+            Ended(code, *(Path(files[name]).read_text() for name in ("out", "err")))
+            for code, files in zip(codes, said, strict=True)
+        ]
+
+    yield run
+    server.communicate(timeout=10)

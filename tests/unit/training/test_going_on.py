@@ -1,7 +1,5 @@
 """Training that was killed, training on new events only, and the guard against the ranker served now."""
 
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
@@ -59,9 +57,10 @@ def test_an_interrupted_training_ends_with_the_bytes_of_one_in_a_single_run(
     assert [step.split(":")[0] for step in again] == [f"epoch {n}" for n in range(epoch + 1, 4)]
 
 
-def test_a_process_that_is_killed_goes_on_where_it_was(make_catalog, tmp_path):
+def test_a_process_that_is_killed_goes_on_where_it_was(make_catalog, tmp_path, forks):
     """A real SIGKILL in the middle of the training, then the same call in another process."""
     make_catalog(100)
+    script = tmp_path / "training.py"
     program = textwrap.dedent(
         """
         import os, signal, sys
@@ -93,11 +92,9 @@ def test_a_process_that_is_killed_goes_on_where_it_was(make_catalog, tmp_path):
         """
     )
 
-    def run(die: str, kept: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-c", program, str(tmp_path), die, kept]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-    killed, resumed, whole = run("epoch 1", "kept"), run("", "kept"), run("", "other")
+    script.write_text(program)
+    killed, whole = forks(script, [str(tmp_path), "epoch 1", "kept"], [str(tmp_path), "", "other"])
+    (resumed,) = forks(script, [str(tmp_path), "", "kept"])
     assert killed.returncode == -9
     assert resumed.returncode == whole.returncode == 0, resumed.stderr + whole.stderr
     assert "epoch 1" in whole.stdout and "epoch 1" not in resumed.stdout

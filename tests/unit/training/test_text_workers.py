@@ -1,9 +1,9 @@
 """The text training in two processes: the very function that Ray Train runs, over a process group of its own."""
 
 import pickle
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,34 +70,28 @@ def cases_of(count: int) -> list[TextCase]:
     return cases
 
 
-def run_both(place: Path, work: Work, name: str, read) -> None:
-    (place / f"{name}.work").write_bytes(pickle.dumps(work))
-    (place / "cases").write_bytes(pickle.dumps(read))
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(rank), str(place / f"{name}.meet"), str(place / f"{name}.work")],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    for process in both:
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
+def test_two_processes_end_as_one_does_and_have_nothing_left_to_do_when_called_again(
+    tmp_path: Path, forks: Callable[..., list[Any]]
+) -> None:
+    def run_both(name: str) -> None:
+        for ended in forks(script, *([str(rank), str(tmp_path / f"{name}.meet"), str(given)] for rank in (0, 1))):
+            assert ended.returncode == 0, ended.stderr
 
-
-def test_two_processes_end_as_one_does_and_have_nothing_left_to_do_when_called_again(tmp_path: Path) -> None:
+    script, given = tmp_path / "worker.py", tmp_path / "work"
+    script.write_text(PROGRAM)
     catalog = ItemCatalog.of([Item(f"i{n}", f"film n{n}") for n in range(40)])
     model_folder, cases = start(tmp_path / "start"), cases_of(60)
     model, tokenizer = load_start(model_folder, SETTINGS, seed=0)
     alone = fit_text(model, PairReader(tokenizer, catalog, max_tokens=32), cases, 40, SETTINGS, seed=0)
     work = Work(model_folder, None, SETTINGS, 0, tmp_path / "kept")
-    run_both(tmp_path, work, "first", (cases, catalog))
+    given.write_bytes(pickle.dumps(work))
+    (tmp_path / "cases").write_bytes(pickle.dumps((cases, catalog)))
+    run_both("first")
     theirs = load_file(str(work.folder / "trained" / "model.safetensors"))
     assert_same_steps(load_file(str(model_folder / "model.safetensors")), model, theirs)
     losses = Checkpoint(work.folder).state("text")["losses"]
     assert len(losses) == len(alone) == 10
-    run_both(tmp_path, work, "again", (cases, catalog))
+    run_both("again")
     assert Checkpoint(work.folder).state("text")["losses"] == losses
     again = load_file(str(work.folder / "trained" / "model.safetensors"))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in again.items())

@@ -21,12 +21,12 @@ from cluster.ray_job import job_ray
 from cluster.stack import online
 from cluster.workspace import Workspace
 from models.artifacts import Artifact
-from models.bundle import SECOND_RANKER
 from models.catalog import ItemCatalog
 from models.consumer.event_log import read_event_log
 from models.events import EventLog
 from models.hub import resolve
 from models.progress import Progress
+from models.rankers.second import SECOND_RANKER
 from models.releases import Release
 from pipelines.dataset import Dataset
 from pipelines.makers import CompressedTraining, RankerMaker, known_events

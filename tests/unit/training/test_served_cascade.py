@@ -15,10 +15,10 @@ from cluster.train import _lost
 from cluster.workspace import Workspace
 from models.artifacts import ArtifactStore
 from models.behaviour.behaviour import BehaviourSettings
-from models.bundle import SECOND_RANKER
 from models.catalog import Item
 from models.encoder import HashEncoder
 from models.rankers.compressed import CompressedModel
+from models.rankers.second import SECOND_RANKER
 from models.rankers.settings import CascadeSettings, RankerSettings
 from models.releases import new_release
 from models.retrieval.settings import RetrievalSettings

@@ -25,7 +25,7 @@ MODALITIES = ("image", "audio")
 """What an item may carry beside its text."""
 REVIEWED = {"praised": "praised_for", "criticised": "criticised_for", "disputed": "disputed"}
 """Label names by what reviews say of an aspect (`models.explain.aspects`). Nobody else may give an item such a label,
-and no text of an item holds them: vectors and rankers stay as they are when reviews come in."""
+and neither texts nor rankers read them: ranking never reads what a language model wrote."""
 _UNWRITTEN = frozenset(REVIEWED.values())
 
 
@@ -196,6 +196,11 @@ class ItemCatalog:
         return tuple(n.removeprefix(_LABEL) for n in self._table.column_names if n.startswith(_LABEL))
 
     @cached_property
+    def trait_names(self) -> tuple[str, ...]:
+        """Names of the closed-set attributes that came with the items: all but what reviews say."""
+        return tuple(name for name in self.label_names if name not in _UNWRITTEN)
+
+    @cached_property
     def number_names(self) -> tuple[str, ...]:
         """Names of the ordered attributes."""
         return tuple(n.removeprefix(_NUMBER) for n in self._table.column_names if n.startswith(_NUMBER))
@@ -223,11 +228,10 @@ class ItemCatalog:
         """Return the documents of many rows of a catalog; ten times faster than one by one."""
         at = rows.astype(np.int64)
         columns = {name: column.take(at).to_pylist() for name, column in self._column.items()}
-        written = [name for name in self.label_names if name not in _UNWRITTEN]
         found = []
         for n in range(len(rows)):
             parts = [columns["title"][n] or ""]
-            parts += [", ".join(v) for name in written if (v := columns[_LABEL + name][n])]
+            parts += [", ".join(v) for name in self.trait_names if (v := columns[_LABEL + name][n])]
             numbers = ((name, columns[_NUMBER + name][n]) for name in self.number_names)
             parts += [f"{name} {value:g}" for name, value in numbers if value is not None]
             parts.append(columns["text"][n] or "")

@@ -170,7 +170,7 @@ class _LabelTable:
     """All closed-set attributes of all items as one CSR over one joint vocabulary."""
 
     def __init__(self, catalog: ItemCatalog) -> None:
-        columns = [c for n in catalog.label_names if (c := catalog.label_column(n)) is not None]
+        columns = [c for n in catalog.trait_names if (c := catalog.label_column(n)) is not None]
         owners, codes, base = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
         for column in columns:
             owners.append(np.repeat(np.arange(len(catalog)), np.diff(column.offsets)))

@@ -27,7 +27,7 @@ Ints = npt.NDArray[np.int64]
 def label_vocabulary(catalog: ItemCatalog, *, limit: int = 1024) -> list[str]:
     """Return the `limit` most frequent labels of a catalog as `name=value`, the input of `label_slots`."""
     counted: list[tuple[int, str]] = []
-    for name in catalog.label_names:
+    for name in catalog.trait_names:
         column = catalog.label_column(name)
         assert column is not None
         counts = np.bincount(column.codes, minlength=len(column.vocabulary))
@@ -40,7 +40,7 @@ def label_slots(catalog: ItemCatalog, vocabulary: Sequence[str]) -> Ints:
     position = {text: at + 1 for at, text in enumerate(vocabulary)}
     slots = np.zeros((len(catalog), LABEL_SLOTS), np.int64)
     used = np.zeros(len(catalog), np.int64)
-    for name in catalog.label_names:
+    for name in catalog.trait_names:
         column = catalog.label_column(name)
         assert column is not None
         translate = np.array([position.get(f"{name}={v}", 0) for v in column.vocabulary] or [0], np.int64)

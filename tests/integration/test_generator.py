@@ -18,6 +18,7 @@ import pytest_asyncio
 from models.behaviour.interactions import interactions_of
 from models.behaviour.transitions import fit_transitions
 from models.catalog import CATALOG_FILE, ItemCatalog, write_catalog
+from models.explain.aspects import aspects_of, check_verdict
 from models.explain.checker import check_reason
 from models.explain.engine_end import shared_by
 from models.explain.engine_options import EngineOptions
@@ -31,6 +32,7 @@ from models.explain.reaper import processes
 from models.explain.vllm_generator import VllmGenerator
 from models.features import features_from_events
 from models.hub import DEFAULT_GENERATOR_URI, MOVIELENS_100K_URI, HubError, resolve, resolve_generator
+from models.reviews import Review
 from pipelines.importers import movielens_100k
 from serve.deployments.explainer import keep_alive
 
@@ -154,6 +156,27 @@ async def test_an_empty_record_and_chinese_work_too(generator: VllmGenerator, re
     assert check_reason(await generator.generate(ReasonRequest(EMPTY)), EMPTY) == "ok"
     chinese = await generator.generate(ReasonRequest(records[0], language="zh"))
     assert check_reason(chinese, records[0], language="zh") == "ok" and "《" in chinese
+
+
+async def test_reviews_are_judged_by_the_model_and_every_verdict_passes_the_checker(
+    generator: VllmGenerator, hostile: tuple[str, ...]
+) -> None:
+    praise = ("A great {}.", "I loved the {}", "The {} is superb, really")
+    blame = ("An awful {}.", "I hated the {}", "The {} is boring, really")
+    names = ("soundtrack", "dialogue", "acting", "visual effects", "battery life", "costumes", "scenery", "script")
+    facts, clear = [], 0
+    for at, name in enumerate(names):
+        said = [*(text.format(name) for text in praise), *(text.format(names[at - 1]) for text in blame)]
+        said += [f"{opening.format('service')} {hostile[at]}" for opening in praise]
+        facts.append(aspects_of([Review(text, None, writer) for writer, text in enumerate(said)]))
+    written = await asyncio.gather(*(generator.appraise(one) for one in facts))
+    for one, text in zip(facts, written, strict=True):
+        judged = check_verdict(text, one)
+        assert judged is not None, text
+        assert sorted(aspect.polarities[0] for aspect in one) == ["criticised", "praised"]
+        print(text)
+        clear += sum(judged[aspect.text] == aspect.polarities[0] for aspect in one)
+    assert clear >= len(names), f"of {2 * len(names)} clear aspects the model judged {clear} so"
 
 
 @pytest.mark.parametrize("level", ["closed", "open"])

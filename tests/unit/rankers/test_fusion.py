@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from models.features import features_from_events
 from models.media.layout import Layout, Part
 from models.rankers.compressed import CompressedModel
 from models.rankers.fusion import FEATURE_NAMES, FusionFeatures
+from models.rankers.inputs import label_slots, label_vocabulary
 from models.rankers.load import load_ranker
 from models.rankers.network import NetworkShape, initialise
 from models.rankers.text import TextRanker
@@ -165,3 +167,16 @@ def test_a_compressed_ranker_tells_texts_from_pictures_when_it_is_loaded(
     weights = bundle.feature_weights
     for one in (weights, weights.over(catalog, fused, statistics)):
         np.testing.assert_allclose(one.features.build(query, candidates), wanted, atol=1e-5)
+
+
+def test_ranking_reads_nothing_of_what_reviews_say(catalog, embeddings, statistics, make_query, make_candidates):
+    said = {"praised_for": ("soundtrack",), "criticised_for": ("plot", "ending"), "disputed": ("acting",)}
+    items = [catalog.item(row) for row in range(len(catalog))]
+    told = ItemCatalog.of([replace(item, labels={**said, **item.labels}) for item in items])
+    assert label_vocabulary(told) == label_vocabulary(catalog)
+    np.testing.assert_array_equal(
+        label_slots(told, label_vocabulary(told)), label_slots(catalog, label_vocabulary(told))
+    )
+    before, after = (FusionFeatures(one, embeddings, statistics) for one in (catalog, told))
+    asked = make_query(("i1", "i4", "i10")), make_candidates(range(10, 30))
+    np.testing.assert_array_equal(after.build(*asked), before.build(*asked))

@@ -249,15 +249,8 @@ class ReleaseBundle:
             # Items that change cost it no second model.
             return grown(self.catalog, self.embeddings, self.statistics)  # type: ignore[no-any-return]
         compute = self.ranking.compute if self.ranking else None
-        return load_ranker(
-            self.folders["ranker"],
-            self.catalog,
-            self.embeddings,
-            self.statistics,
-            layout=self.layout,
-            compute=compute,
-            choices=self.node,
-        )
+        parts = (self.folders["ranker"], self.catalog, self.embeddings, self.statistics)
+        return load_ranker(*parts, layout=self.layout, compute=compute, choices=self.node)
 
     @cached_property
     def feature_weights(self) -> FeatureWeights | None:

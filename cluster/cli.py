@@ -227,6 +227,7 @@ def evaluate(
         Path | None, typer.Option(help="Also with the interests of this file (explain --summaries --before-test).")
     ] = None,
     student: Annotated[int | None, typer.Option(help="amazon-industrial: also distil so many layers.", min=1)] = None,
+    cascade: Annotated[int | None, typer.Option(help="Only the cascade of the settings, by so many users.")] = None,
     env: Annotated[str | None, typer.Option("--env", help="As elsewhere; by default what suits the data set.")] = None,
     set_: Set = None,
     json: Json = False,
@@ -237,6 +238,7 @@ def evaluate(
     with _operating(env or _SUITED.get(dataset, "local"), set_) as settings:
         options = {"dataset": dataset, "seeds": seeds, "ablate": ablate, "validation": validation, "student": student}
         options |= {"summaries": str(summaries.resolve())} if summaries is not None else {}
+        options |= {"cascade": cascade} if cascade is not None else {}
         tree = settings.model_dump(mode="json")
         raise typer.Exit(run_bench("quality", state=settings.state, json=json, options=options, settings=tree))
 

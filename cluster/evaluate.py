@@ -73,17 +73,14 @@ def evaluate_dataset(
     Raises OperatorError for summaries where they would tell what is asked for (validation events, or next baskets).
     """
     workspace = Workspace(settings)
-    name = DATASETS.get(name, name)
-    if not workspace.dataset_folder(name).is_dir():
-        import_dataset(settings, name, paths={})
-    dataset = workspace.dataset(name)
+    dataset = dataset_named(settings, workspace, name)
     catalog, embeddings, layout = embedded(settings, workspace, dataset)
     repeats = not settings.serve.pipeline.exclude_seen
     words: Mapping[str, np.ndarray] = {}
     if summaries is not None:
         if validation or repeats:
             raise OperatorError("summaries know all but each user's last events: ask neither --validation nor a shop")
-        texts = summaries_before_test(summaries, dataset=name)
+        texts = summaries_before_test(summaries, dataset=dataset.name)
         words, seeds = summary_vectors(texts, workspace.encoder().encode), 1
     splits: Mapping[str, Splits]
     if repeats:
@@ -120,6 +117,14 @@ def evaluate_dataset(
 def named(stretch: tuple[float, float]) -> str:
     """Return what the question about an earlier stretch of time is called."""
     return f"{NEW}, {stretch[0]:.0%} to {stretch[1]:.0%}"
+
+
+def dataset_named(settings: Settings, workspace: Workspace, name: str) -> Dataset:
+    """Return a data set by its name here or the importer's, imported first where that needs no path."""
+    name = DATASETS.get(name, name)
+    if not workspace.dataset_folder(name).is_dir():
+        import_dataset(settings, name, paths={})
+    return workspace.dataset(name)
 
 
 def embedded(

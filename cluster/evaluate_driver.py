@@ -29,7 +29,7 @@ from models.rankers.port import CrossEncoder
 from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings
 from pipelines.evaluation.ablation import BY_STATE, ONE_WEIGHTING, uniform, variants
-from pipelines.evaluation.baselines import Build, Recommend
+from pipelines.evaluation.baselines import Build, Recommend, once
 from pipelines.evaluation.evaluate import Report, evaluate
 from pipelines.evaluation.protocol import Split
 from pipelines.evaluation.shared import LastQuestion, SharedEngine
@@ -42,7 +42,7 @@ from serve.schemas import RecommendRequest
 from serve.settings import PipelineSettings, StageBudget
 from serve.stages import EngineRetriever, TextQueryEncoder
 
-MERGED, FUSED, SUMMARISED = "merged retrieval", "fused ranking", "with interests"
+MERGED, FUSED, SUMMARISED, CASCADE = "merged retrieval", "fused ranking", "with interests", "cascade"
 _PATIENCE_MS = 60_000
 Tell = Callable[[str], None]
 Splits = Callable[[int], Split]
@@ -91,8 +91,22 @@ class Driver:
                 name = f"{SUMMARISED} x {share:g}"
                 found[name] = self._build(self._settings.models.retrieval, heard=share)
         if self._settings.pipelines.train_ranker:
-            found[FUSED] = self._build(self._settings.models.retrieval, ranked=True)
+            found[FUSED] = self._build(self._settings.models.retrieval, first=partial(self._first, ranked=True))
         return found
+
+    def cascade(self, second: Path) -> dict[str, Build]:
+        """Return the first ranker alone (retrieval order where none is trained) and with the one in `second` behind."""
+        retrieval, ranked = self._settings.models.retrieval, self._settings.pipelines.train_ranker
+        first = once(partial(self._first, ranked=ranked))
+        alone = self._build(retrieval, first=first)
+        # Both questions have one training log, so each is made once.
+        return {
+            FUSED if ranked else MERGED: once(alone),
+            CASCADE: once(self._build(retrieval, first=first, second=second)),
+        }
+
+    def _first(self, train: EventLog, *, ranked: bool) -> CrossEncoder | None:
+        return self._train(train, self._fitted(train)[0].statistics) if ranked else None
 
     def ask(self, question: str, split: Splits, methods: Mapping[str, Build], seeds: Sequence[int]) -> Report:
         """Ask all methods every case of a question, and tell how far that is."""
@@ -109,14 +123,31 @@ class Driver:
         """Release the loop."""
         self._loop.close()
 
-    def _build(self, retrieval: RetrievalSettings, *, ranked: bool = False, heard: float = 0.0) -> Build:
+    def _build(
+        self,
+        retrieval: RetrievalSettings,
+        *,
+        first: Callable[[EventLog], CrossEncoder | None] = lambda _: None,
+        second: Path | None = None,
+        heard: float = 0.0,
+    ) -> Build:
+        """Return a method; `first` makes its ranker (None is retrieval order), `second` holds the one behind it."""
+
         def build(train: EventLog) -> Recommend:
             fitted, memory = self._fitted(train)
             behaviour, statistics = fitted.behaviour, fitted.statistics
-            ranker = self._train(train, statistics) if ranked else None
+            ranker = first(train)
             engine = SharedEngine(fitted.engine, retrieval, memory)
             parts = (self._catalog, self._embeddings, behaviour, statistics)
-            bundle = bundle_in_memory(*parts, settings=retrieval, ranker=ranker, layout=self._layout, engine=engine)
+            bundle = bundle_in_memory(
+                *parts,
+                settings=retrieval,
+                ranker=ranker,
+                second=None if second is None else self._second(second, statistics),
+                ranking=self._settings.models.ranker,
+                layout=self._layout,
+                engine=engine,
+            )
             return self._recommend(bundle, heard)
 
         return build
@@ -157,6 +188,12 @@ class Driver:
             self._tell(f"ranker: {metrics}")
             parts = (self._catalog, self._embeddings, statistics)
             return load_ranker(Path(folder), *parts, layout=self._layout)  # type: ignore[arg-type]
+
+    def _second(self, folder: Path, statistics: object) -> CrossEncoder:
+        from models.rankers.load import load_ranker
+
+        parts = (folder, self._catalog, self._embeddings, statistics)
+        return load_ranker(*parts, layout=self._layout, compute=self._settings.models.ranker.compute)  # type: ignore[arg-type]
 
     def _recommend(self, bundle: ReleaseBundle, heard: float) -> Recommend:
         given = GivenFeatures(heard) if heard else self._given

@@ -104,7 +104,7 @@ def build_release(
         retrieval=settings.models.retrieval,
         encoder=workspace.encoder,
         encoder_uri=settings.models.encoder.uri,
-        text_ranker=_text_ranker(settings, workspace),
+        text_ranker=text_ranker_of(settings, workspace),
         ranker=ranker,
         ranking=settings.models.ranker,
         embedder=embedder,
@@ -135,7 +135,7 @@ def keep_release(settings: Settings, release: Release, *, serve: bool = True) ->
     workspace.releases().save(release)
 
 
-def _text_ranker(settings: Settings, workspace: Workspace) -> tuple[str, Callable[[], Path]] | None:
+def text_ranker_of(settings: Settings, workspace: Workspace) -> tuple[str, Callable[[], Path]] | None:
     """Return the text ranker that the settings use and how to fetch it, or None for the compressed back end alone."""
     of = settings.models.ranker
     if of.text_uri is None or (of.backend != "text" and not of.cascade.candidates):

@@ -274,22 +274,27 @@ def bundle_in_memory(
     *,
     settings: RetrievalSettings,
     ranker: CrossEncoder | None = None,
+    second: CrossEncoder | None = None,
+    ranking: RankerSettings | None = None,
     layout: Layout | None = None,
     engine: RetrievalEngine | None = None,
 ) -> ReleaseBundle:
     """Return a bundle of parts that were just fitted and never written: what evaluation serves from.
 
-    An `engine` over the same parts is taken where there is one already.
+    An `engine` over the same parts is taken where there is one already; `second` stands behind `ranker` in a cascade.
     """
     from models.index import FlatIndex
     from models.retrieval.engine import RetrievalEngine
 
-    bundle = ReleaseBundle(Release({}), {}, catalog, embeddings, settings, layout=layout)
+    bundle = ReleaseBundle(Release({}), {}, catalog, embeddings, settings, layout=layout, ranking=ranking)
     if engine is None:
         parts = (FlatIndex(embeddings), behaviour, statistics, settings)
         engine = RetrievalEngine(catalog, embeddings, *parts, layout=layout)
     # A cached property reads the instance's dictionary first, so this is where the parts belong.
     bundle.__dict__.update(behaviour=behaviour, statistics=statistics, engine=engine, ranker=ranker or RetrievalOrder())
+    if second is not None:
+        vars(bundle)["second"] = behind = SecondRanker(bundle)
+        vars(behind)["ranker"] = second
     return bundle
 
 

@@ -27,6 +27,8 @@ from cluster.evaluate import (
     UNDECLARED,
     evaluate_dataset,
 )
+from cluster.evaluate_cascade import evaluate_cascade
+from cluster.evaluate_driver import CASCADE
 from cluster.evaluate_text import BASELINES, OURS, STUDENT_FUSED, evaluate_text
 from cluster.evaluate_text import DATASET as TEXTS
 from cluster.evaluate_text import FUSED as TEXT_FUSED
@@ -58,6 +60,9 @@ class Options(BaseModel):
     """With `amazon-industrial`: users who are asked."""
     validation: bool = False
     """Drop the test events and ask for those before them: what weights are decided by. States no aims."""
+    cascade: int | None = Field(None, ge=10, le=3000)
+    """Judge the cascade of the settings and nothing else, by so many users: what a second ranker brings over the first.
+    With `validation` on the events before the test events."""
     summaries: Path | None = None
     """Also merged retrieval with users' interests in words, from a file of `explain --summaries --before-test`."""
 
@@ -89,6 +94,9 @@ def bench(context: BenchContext) -> None:
     settings = Settings.model_validate(dict(context.settings))
     if options.dataset == TEXTS:
         _texts(context, settings, options)
+        return
+    if options.cascade is not None:
+        _cascade(context, settings, options, options.cascade)
         return
     if options.student is not None:
         raise LoadError(f"--student goes with --dataset {TEXTS}: only there a text ranker is trained and judged")
@@ -133,7 +141,7 @@ def _texts(context: BenchContext, settings: Settings, options: Options) -> None:
     Raises LoadError for what it does not do: who tunes by `--validation` must not be shown test events instead.
     """
     of = Options(dataset=options.dataset)
-    for name in ("validation", "ablate", "summaries", "seeds"):
+    for name in ("validation", "ablate", "summaries", "seeds", "cascade"):
         if getattr(options, name) != getattr(of, name):
             raise LoadError(f"--{name} does not go with --dataset {TEXTS}: it asks test rows, in one order, once")
     found = evaluate_text(settings, users=options.users, student=options.student, seed=0, tell=context.tell)
@@ -150,6 +158,27 @@ def _texts(context: BenchContext, settings: Settings, options: Options) -> None:
     if STUDENT_FUSED in found.ndcg:
         change = context.save_array("student", found.ndcg[STUDENT_FUSED] - found.ndcg[TEXT_FUSED])
         context.target("student_ndcg_change_lower", "advantage", change, bound="low", aim=Aim(at_least=-0.003))
+
+
+def _cascade(context: BenchContext, settings: Settings, options: Options, users: int) -> None:
+    """State what the second ranker brings over the first, question by question; reported, not aimed at.
+
+    Raises LoadError for options of the other questions, which would be dropped without a word.
+    """
+    of = Options()
+    for name in ("ablate", "summaries", "seeds", "student"):
+        if getattr(options, name) != getattr(of, name):
+            raise LoadError(f"--{name} does not go with --cascade, which asks nothing else")
+    found = evaluate_cascade(settings, options.dataset, users=users, validation=options.validation, tell=context.tell)
+    for question, report in found.items():
+        _show(context, question, report)
+        (first,) = (name for name in report.methods if name != CASCADE)
+        for name in (first, CASCADE):
+            label = f"{_name(question)}_{_name(name)}"
+            context.target(f"{label}_ndcg10", "array_mean", context.save_array(label, report.per_user(name)))
+        gain = context.save_array(f"{_name(question)}_gain", report.per_user(CASCADE) - report.per_user(first))
+        context.target(f"{_name(question)}_gain", "advantage", gain)
+        context.target(f"{_name(question)}_gain_lower", "advantage", gain, bound="low")
 
 
 def _validated(context: BenchContext, reports: Mapping[str, Report]) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipelines.errors import BuildError
+
 
 def private(folder: Path) -> Path:
     """Return the folder, made where it is missing. Effect: nobody but its owner can look into it."""
@@ -23,11 +25,15 @@ def private(folder: Path) -> Path:
 
 @contextmanager
 def held_file(path: Path, body: bytes) -> Iterator[Path]:
-    """Yield a file that holds `body` for as long as the block runs; then it is gone, whatever happened."""
+    """Yield a file that holds `body` for as long as the block runs; then it is gone, whatever happened.
+
+    Raises BuildError where another process holds it.
+    """
     private(path.parent)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+        _hold(file.fileno(), path)
         try:
+            file.truncate()
             file.write(body)
             file.flush()
             yield path
@@ -39,16 +45,26 @@ def held_file(path: Path, body: bytes) -> Iterator[Path]:
 def held_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder; what is left under its name when the block ends is removed, whatever happened.
 
-    To keep it, rename it.
+    To keep it, rename it. Raises BuildError where another process holds it.
     """
-    shutil.rmtree(path, ignore_errors=True)
     held = os.open(private(path), os.O_RDONLY)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield path
+        _hold(held, path)
+        try:
+            for left in path.iterdir():
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
     finally:
-        shutil.rmtree(path, ignore_errors=True)
         os.close(held)
+
+
+def _hold(opened: int, path: Path) -> None:
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BuildError(f"{path}: another process is at the very same work; wait until it has ended") from error
 
 
 def sweep(paths: Iterable[Path]) -> list[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.errors import BuildError
 from pipelines.held import held_file, held_folder, sweep
 from pipelines.training.checkpoint import Checkpoint
 
@@ -67,7 +68,11 @@ def test_a_killed_training_leaves_nothing_to_the_next_one_and_a_living_one_keeps
         lent, draft = tmp_path / "one" / "cases.lent", tmp_path / "x.draft"
         Checkpoint.under(tmp_path, "two")
         assert sweep([draft, tmp_path / "never-there"]) == []
-        assert lent.is_file() and (draft / "model").is_file()
+        # The same work started twice: the second one touches nothing of the first.
+        for second in (held_file(lent, b"other"), held_folder(draft)):
+            with pytest.raises(BuildError, match="another process"), second:
+                pytest.fail("both hold it")
+        assert lent.read_bytes() == b"history" and (draft / "model").is_file()
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         Checkpoint.under(tmp_path, "two")

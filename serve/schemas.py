@@ -129,7 +129,10 @@ Reference = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$"
 
 
 class ItemIn(Closed):
-    """Body of `PUT /v1/items/{item_id}`: the whole item. An attribute is a text, a list of texts or a number."""
+    """Body of `PUT /v1/items/{item_id}`: the whole item. An attribute is a text, a list of texts or a number.
+
+    Another picture or sound than the release has is read by the next one; until then the text stands for it.
+    """
 
     title: ItemTitle
     text: ItemText = ""

@@ -44,7 +44,8 @@ def decode_image(data: bytes, *, max_pixels: int, side: int | None = None) -> Im
             if max(width, height) > MOST_ELONGATED * min(width, height):
                 raise MediaRefused(f"{width} × {height} pixels: more than {MOST_ELONGATED} times as long as wide")
             wanted = _bounded(width, height, side)
-            picture.draft(picture.mode, wanted)  # a JPEG is unpacked no larger than needed
+            # A JPEG is unpacked no larger than needed; twice as large, since its own scaling is a coarse one.
+            picture.draft(picture.mode, (2 * wanted[0], 2 * wanted[1]))
             picture.load()
             clear = "A" in picture.getbands() or "transparency" in picture.info
             # Scaled before anything else is made of it, so that one picture at a time is there in full size.

@@ -50,9 +50,12 @@ class MediaEncoder:
 
     @property
     def _side(self) -> int | None:
-        """The largest side in pixels that the model reads, None where its files do not tell."""
-        named = [dict(getattr(self._processor, name, None) or {}) for name in ("size", "crop_size")]
-        return max((int(n) for one in named for n in one.values() if n), default=None)
+        """The largest side in pixels that the model reads, None where its files do not tell or it takes any size."""
+        if not getattr(self._processor, "do_resize", False):
+            return None
+        steps = [("size", "do_resize"), ("crop_size", "do_center_crop")]
+        used = [getattr(self._processor, name, None) for name, does in steps if getattr(self._processor, does, False)]
+        return max((int(n) for size in used for n in dict(size or {}).values() if n), default=None)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), dimension] for references: unit rows, zeros for "" and what gives no vector.

@@ -138,3 +138,13 @@ def test_weights_that_leave_nothing_to_the_text_are_refused() -> None:
     with pytest.raises(ValueError, match="nothing to the text"):
         MediaSettings(image=half, audio=half)
     assert MediaSettings(image=half, audio=ModalitySettings(weight=0.5)).chosen == {"image": half}
+
+
+def test_only_the_steps_that_a_processor_takes_tell_what_it_reads(images, monkeypatch) -> None:
+    of = images._processor
+    monkeypatch.setattr(of, "crop_size", {"height": 48, "width": 48})
+    assert images._side == 48
+    monkeypatch.setattr(of, "do_center_crop", False)
+    assert images._side == 32
+    monkeypatch.setattr(of, "do_resize", False)
+    assert images._side is None

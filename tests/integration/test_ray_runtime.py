@@ -4,7 +4,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -117,7 +116,7 @@ class Driver:
         shutil.rmtree(runtime_folder(self.state), ignore_errors=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def base() -> int:
     """The first of 25 free ports below the range from which the kernel hands out its own."""
     for start in random.sample(range(20000, 29900, 25), 40):
@@ -131,64 +130,66 @@ def base() -> int:
     pytest.fail("no 25 free ports in a row")
 
 
-@pytest.fixture
-def drivers() -> Iterator[list[Driver]]:
-    started: list[Driver] = []
-    yield started
-    for driver in started:
-        driver.close()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runtime")
 
 
-def test_a_start_among_hostile_packages_serves_and_leaves_nothing(
-    tmp_path: Path, base: int, drivers: list[Driver]
-) -> None:
-    driver = Driver(tmp_path, base)
-    drivers.append(driver)
-    assert driver.say() == {"ready": True, "swept": []}
-    assert driver.get() == {
-        "root": str(Path(processes.__file__).resolve().parents[1]),
-        "folder": str(driver.state.resolve()),
-    }
-    assert list(tmp_path.glob("imported-*")) == []
-    running = Ledger(driver.state).alive()
-    assert {record.kind for record in running} == {"driver", "ray", "haproxy"}
-    unmarked = [r.name for r in running if r.kind != "driver" and processes.marker_of(r.pid) != str(driver.state)]
-    assert unmarked == []
-    assert _mode(runtime_folder(driver.state)) == 0o700
-    assert _mode(driver.state / "ray_token") == 0o600
-
-    driver.process.send_signal(signal.SIGTERM)
-    assert driver.say() == {"left": []}
-    assert driver.process.wait(20) == 0
-    assert Ledger(driver.state).alive() == []
-    assert [port for port in range(base, base + 25) if listener(port)] == []
+@pytest.fixture(scope="module")
+def first(folder: Path, base: int) -> Iterator[Driver]:
+    driver = Driver(folder, base)
+    yield driver
+    driver.close()
 
 
-def test_what_a_killed_driver_leaves_is_ended_by_the_next_start(
-    tmp_path: Path, base: int, drivers: list[Driver]
-) -> None:
-    first = Driver(tmp_path, base)
-    drivers.append(first)
-    first.say()
-    running = Ledger(first.state).alive()
-    assert "haproxy" in [record.kind for record in running]
+@pytest.fixture(scope="module")
+def second(first: Driver, folder: Path, base: int) -> Iterator[Driver]:
+    """A driver after the first one was killed, in the same state folder."""
     first.process.kill()
     first.process.wait()
     # How long HAProxy outlives its driver varies; Ray's agents stay for good, so the sweep always has work to do.
     assert Ledger(first.state).alive() != []
+    driver = Driver(folder, base)
+    yield driver
+    driver.close()
 
-    second = Driver(tmp_path, base)
-    drivers.append(second)
+
+# One life, in order: a start, a killed driver, a start over what it left, an orderly end.
+
+
+def test_a_start_among_hostile_packages_serves(folder: Path, first: Driver) -> None:
+    assert first.say() == {"ready": True, "swept": []}
+    assert first.get() == {
+        "root": str(Path(processes.__file__).resolve().parents[1]),
+        "folder": str(first.state.resolve()),
+    }
+    assert list(folder.glob("imported-*")) == []
+    running = Ledger(first.state).alive()
+    assert {record.kind for record in running} == {"driver", "ray", "haproxy"}
+    unmarked = [r.name for r in running if r.kind != "driver" and processes.marker_of(r.pid) != str(first.state)]
+    assert unmarked == []
+    assert _mode(runtime_folder(first.state)) == 0o700
+    assert _mode(first.state / "ray_token") == 0o600
+
+
+def test_what_a_killed_driver_leaves_is_ended_by_the_next_start(first: Driver, request: pytest.FixtureRequest) -> None:
+    running = Ledger(first.state).alive()
+    assert "haproxy" in [record.kind for record in running]
+    second: Driver = request.getfixturevalue("second")  # from here on the first is killed
     swept = second.say()["swept"]
     assert swept, "the second start found and ended what the first left"
     assert [record.name for record in running if processes.is_running(record.id)] == []
     assert second.get()["folder"] == str(second.state.resolve())
 
+
+def test_an_orderly_end_leaves_nothing(folder: Path, second: Driver, base: int) -> None:
     ended = Ledger(second.state).end_all(grace_s=20)
     assert [(e.kind, e.killed) for e in ended if e.kind == "driver"] == [("driver", False)]
-    assert second.process.wait(5) == 0
     assert second.say() == {"left": []}
+    assert second.process.wait(20) == 0
     assert Ledger(second.state).alive() == []
+    assert [port for port in range(base, base + 25) if listener(port)] == []
+    assert list(folder.glob("imported-*")) == []
 
 
 def _mode(path: Path) -> int:

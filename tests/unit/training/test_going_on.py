@@ -33,28 +33,34 @@ class Killed(BaseException):
     """What a kill looks like to code that must not catch it."""
 
 
-@pytest.mark.parametrize("epoch", [1, 2])
 def test_an_interrupted_training_ends_with_the_bytes_of_one_in_a_single_run(
-    make_catalog, make_taste_log, tmp_path, monkeypatch, epoch
+    make_catalog, make_taste_log, tmp_path, monkeypatch
 ):
     catalog, embeddings = make_catalog(100)
     log = make_taste_log(60)
     _, whole = trained(tmp_path / "whole", log, catalog, embeddings)
+    for epoch in (1, 2):
 
-    def dying(step, share):
-        if step.startswith(f"epoch {epoch}"):
-            raise Killed
+        def dying(step, share, last=f"epoch {epoch}"):
+            if step.startswith(last):
+                raise Killed
 
-    kept = Checkpoint(tmp_path / "kept")
-    with pytest.raises(Killed):
-        trained(tmp_path / "cut", log, catalog, embeddings, checkpoint=kept, progress=dying)
-    again: list[str] = []
-    monkeypatch.setattr(training, "build_lists", lambda *_, **__: pytest.fail("the lists were built again"))
-    _, resumed = trained(
-        tmp_path / "on", log, catalog, embeddings, checkpoint=kept, progress=lambda step, share: again.append(step)
-    )
-    assert resumed == whole
-    assert [step.split(":")[0] for step in again] == [f"epoch {n}" for n in range(epoch + 1, 4)]
+        kept = Checkpoint(tmp_path / f"kept-{epoch}")
+        with pytest.raises(Killed):
+            trained(tmp_path / f"cut-{epoch}", log, catalog, embeddings, checkpoint=kept, progress=dying)
+        again: list[str] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(training, "build_lists", lambda *_, **__: pytest.fail("the lists were built again"))
+            _, resumed = trained(
+                tmp_path / f"on-{epoch}",
+                log,
+                catalog,
+                embeddings,
+                checkpoint=kept,
+                progress=lambda step, share, said=again: said.append(step),
+            )
+        assert resumed == whole
+        assert [step.split(":")[0] for step in again] == [f"epoch {n}" for n in range(epoch + 1, 4)]
 
 
 def test_a_process_that_is_killed_goes_on_where_it_was(make_catalog, tmp_path, forks):
@@ -102,16 +108,16 @@ def test_a_process_that_is_killed_goes_on_where_it_was(make_catalog, tmp_path, f
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 half a file"])
-def test_a_checkpoint_that_cannot_be_read_is_done_again(make_catalog, make_taste_log, tmp_path, damage):
+def test_a_checkpoint_that_cannot_be_read_is_done_again(make_catalog, make_taste_log, tmp_path):
     catalog, embeddings = make_catalog(100)
     log = make_taste_log(60)
     kept = Checkpoint(tmp_path / "kept")
-    _, first = trained(tmp_path / "a", log, catalog, embeddings, checkpoint=kept)
-    for file in kept.folder.iterdir():
-        file.write_bytes(damage)
-    _, second = trained(tmp_path / "b", log, catalog, embeddings, checkpoint=kept)
-    assert first == second
+    _, first = trained(tmp_path / "whole", log, catalog, embeddings, checkpoint=kept)
+    for number, damage in enumerate((b"", b"PK\x03\x04 half a file")):
+        for file in kept.folder.iterdir():
+            file.write_bytes(damage)
+        _, again = trained(tmp_path / str(number), log, catalog, embeddings, checkpoint=kept)
+        assert again == first, damage
 
 
 def test_a_checkpoint_belongs_to_all_that_a_training_reads(make_taste_log, monkeypatch):

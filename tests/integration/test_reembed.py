@@ -6,7 +6,9 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,46 +29,52 @@ DRIVER = """
     from pipelines.embedding.runners import RayRunner, WorkerPlace
     from pipelines.embedding.settings import EmbeddingSettings
 
-    folder, mode = Path(sys.argv[1]), sys.argv[2]
-
     class Slow(HashEncoder):
+        def __init__(self, dimension, folder, mode):
+            super().__init__(dimension)
+            self.folder, self.mode = folder, mode
+
         def encode(self, texts):
-            marker = folder / "died"
-            if mode == "die" and len(texts) > 1 and not marker.exists():
+            marker = self.folder / "died"
+            if self.mode == "die" and len(texts) > 1 and not marker.exists():
                 marker.touch()
                 os._exit(1)
-            with (folder / "encoded").open("a") as log:
+            with (self.folder / "encoded").open("a") as log:
                 log.write(f"{len(texts)}\\n")
             time.sleep(0.3)
             return super().encode(texts)
 
-    settings = load_settings("local", [f"cluster.state={folder / 'state'}"], environ=None)
-    url, cache = str(folder / "artifacts"), folder / "cache"
-    artifacts = ArtifactStore(url, cache=cache)
-    with tempfile.TemporaryDirectory() as made:
-        write_catalog([Item(f"i{n}", f"Film {n}") for n in range(10_000)], Path(made) / CATALOG_FILE)
-        catalog = artifacts.get(artifacts.put("catalog", Path(made), {}))
+    settings = load_settings("local", [f"cluster.state={Path(sys.argv[1]) / 'state'}"], environ=None)
     with job_ray(settings):
-        runner = RayRunner(partial(WorkerPlace, url, cache, "main"), partial(Slow, 16), EmbeddingSettings())
-        with tempfile.TemporaryDirectory() as made:
-            progress = lambda step, done, total: print(json.dumps({"done": done, "of": total}), flush=True)
-            facts = Embedder(artifacts, EncoderSpec("hash"), runner).embed(catalog, Path(made), progress)
-            print(json.dumps({"ref": artifacts.put("embeddings", Path(made), facts)}), flush=True)
+        for mode, name in zip(sys.argv[2::2], sys.argv[3::2]):
+            folder = Path(sys.argv[1]) / name
+            folder.mkdir(exist_ok=True)
+            url, cache = str(folder / "artifacts"), folder / "cache"
+            artifacts = ArtifactStore(url, cache=cache)
+            with tempfile.TemporaryDirectory() as made:
+                write_catalog([Item(f"i{n}", f"Film {n}") for n in range(10_000)], Path(made) / CATALOG_FILE)
+                catalog = artifacts.get(artifacts.put("catalog", Path(made), {}))
+            encoder = partial(Slow, 16, folder, mode)
+            runner = RayRunner(partial(WorkerPlace, url, cache, "main"), encoder, EmbeddingSettings())
+            with tempfile.TemporaryDirectory() as made:
+                progress = lambda step, done, total: print(json.dumps({"done": done, "of": total}), flush=True)
+                facts = Embedder(artifacts, EncoderSpec("hash"), runner).embed(catalog, Path(made), progress)
+                print(json.dumps({"ref": artifacts.put("embeddings", Path(made), facts)}), flush=True)
 """
 
 
-class Job:
-    """One run of the driver in a process of its own."""
+class Driver:
+    """One process that embeds a catalog once per (mode, name of a folder), in one Ray."""
 
-    def __init__(self, folder: Path, mode: str = "") -> None:
-        folder.mkdir(exist_ok=True)
-        script = folder / "driver.py"
+    def __init__(self, place: Path, *jobs: tuple[str, str]) -> None:
+        place.mkdir(exist_ok=True)
+        script = place / "driver.py"
         script.write_text(textwrap.dedent(DRIVER))
-        self.folder = folder
+        self.place = place
         repo = Path(__file__).resolve().parents[2]
-        with (folder / "log").open("w") as log:
+        with (place / "log").open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", str(script), str(folder), mode],
+                [sys.executable, "-P", str(script), str(place), *(word for job in jobs for word in job)],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": str(repo)},
@@ -77,47 +85,52 @@ class Job:
         self.process.kill()
         self.process.communicate(timeout=30)
 
-    def lines(self):
+    def lines(self) -> Iterator[dict[str, Any]]:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("{"):
                 yield json.loads(line)
 
-    def ref(self) -> str:
-        *_, last = self.lines()
+    def refs(self) -> list[str]:
+        found = [str(line["ref"]) for line in self.lines() if "ref" in line]
         self.process.communicate(timeout=60)
-        assert self.process.returncode == 0, (self.folder / "log").read_text()[-3000:]
-        return str(last["ref"])
+        assert self.process.returncode == 0, (self.place / "log").read_text()[-3000:]
+        return found
 
-    def encoded(self) -> list[int]:
-        return [int(n) for n in (self.folder / "encoded").read_text().split() if int(n) > 1]
+    def encoded(self, name: str) -> list[int]:
+        return [int(n) for n in (self.place / name / "encoded").read_text().split() if int(n) > 1]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Job:
-    job = Job(tmp_path_factory.mktemp("undisturbed"))
-    job.result = job.ref()  # type: ignore[attr-defined]
-    return job
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Driver:
+    return Driver(tmp_path_factory.mktemp("jobs"), ("", "undisturbed"), ("die", "dying"))
 
 
-def test_every_block_is_computed_once(undisturbed) -> None:
-    assert sorted(undisturbed.encoded()) == [10_000 - 9 * 1024, *[1024] * 9]
+@pytest.fixture(scope="module")
+def refs(driver: Driver) -> list[str]:
+    return driver.refs()
 
 
-def test_an_actor_that_dies_costs_its_block_and_not_the_job(undisturbed, tmp_path) -> None:
-    job = Job(tmp_path / "dying", "die")
-    assert job.ref() == undisturbed.result
-    assert (tmp_path / "dying" / "died").exists()
-    assert sum(job.encoded()) == 10_000
+def test_every_block_is_computed_once(driver: Driver, refs: list[str]) -> None:
+    assert len(refs) == 2
+    assert sorted(driver.encoded("undisturbed")) == [10_000 - 9 * 1024, *[1024] * 9]
 
 
-def test_after_kill_9_a_rerun_repeats_the_open_blocks_at_most_and_gives_the_same(undisturbed, tmp_path) -> None:
-    first = Job(tmp_path / "killed")
+def test_an_actor_that_dies_costs_its_block_and_not_the_job(driver: Driver, refs: list[str]) -> None:
+    assert refs[1] == refs[0]
+    assert (driver.place / "dying" / "died").exists()
+    assert sum(driver.encoded("dying")) == 10_000
+
+
+def test_after_kill_9_a_rerun_repeats_the_open_blocks_at_most_and_gives_the_same(
+    refs: list[str], tmp_path: Path
+) -> None:
+    first = Driver(tmp_path / "killed", ("", "job"))
     for line in first.lines():
         if line["done"] >= 3 * 1024:
             break
     first.kill()
     time.sleep(2.0)  # workers notice that their driver is gone
-    second = Job(tmp_path / "killed")
-    assert second.ref() == undisturbed.result
-    assert sum(second.encoded()) <= 10_000 + 2 * 1024
+    second = Driver(tmp_path / "killed", ("", "job"))
+    assert second.refs() == refs[:1]
+    assert sum(second.encoded("job")) <= 10_000 + 2 * 1024

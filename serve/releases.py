@@ -103,6 +103,9 @@ class ReleaseHolder:
         for tenant in self._tenants if self._board is not None else ():
             text = await self._board.proposal(tenant)  # type: ignore[union-attr]
             if text is None:
+                if tenant in self._prepared:
+                    # Withdrawn after the pointer moved to it, perhaps: then it is held, and not loaded again.
+                    await self.refresh()
                 self._prepared.pop(tenant, None)
                 self._doubts.pop(tenant, None)
                 continue
@@ -178,6 +181,13 @@ class ReleaseHolder:
             return self._held[tenant][release_id]
         except KeyError as error:
             raise ReleaseMissing("the pinned release is not loaded here") from error
+
+    def ready(self, tenant: str, release_id: str) -> ReleaseBundle:
+        """Return a release that is held or prepared: others may see the pointer move first. Raises ReleaseMissing."""
+        prepared = self._prepared.get(tenant)
+        if prepared is not None and prepared.release_id == release_id:
+            return prepared
+        return self.bundle(tenant, release_id)
 
     def bundles(self, tenant: str) -> list[ReleaseBundle]:
         """Return the tenant's releases that are loaded, oldest first."""

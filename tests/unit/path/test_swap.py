@@ -106,6 +106,15 @@ async def test_the_pointer_moves_when_every_replica_holds_the_release_and_then_n
     assert all(fleet.first.release_id in holder.held("main") for holder in fleet.replicas)
 
 
+async def test_a_replica_that_sees_the_proposal_go_first_holds_what_it_prepared_and_loads_nothing(fleet: Fleet) -> None:
+    second = fleet.release(1)
+    await fleet.publish(second)
+    slow = fleet.replicas[0]
+    prepared = slow.ready("main", second.release_id)
+    await slow.prepare()  # the proposal is withdrawn by now, and the pointer was not looked at
+    assert slow.current("main") == second.release_id and slow.bundle("main", second.release_id) is prepared
+
+
 async def test_publishing_what_is_served_changes_nothing(fleet: Fleet) -> None:
     assert await fleet.publish(fleet.first) == Swap(1, fleet.first, 0, moved=False)
 

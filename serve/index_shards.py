@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from models.bundle import ReleaseBundle
 from models.hosted import ShardQuestion
@@ -31,11 +31,11 @@ REST_S = 1.0
 
 @dataclass(slots=True)
 class Asked:
-    """One retrieval in a worker thread: for whom, until when, and whether a host was left out."""
+    """One retrieval in a worker thread: for whom, until when, and which hosts were left out."""
 
     tenant: str
     deadline: Deadline
-    incomplete: bool = False
+    missing: set[int] = field(default_factory=set)
 
 
 _ASKED: ContextVar[Asked | None] = ContextVar("asked", default=None)
@@ -69,9 +69,11 @@ class ShardHosts:
         asked = _ASKED.get()
         if asked is None:
             raise ContractViolation("an index spread over hosts was searched without a deadline")
+        # Several sources of one retrieval search: a host that hung costs it time once.
+        left = {host: question for host, question in questions.items() if host not in asked.missing}
         call = StageCall(asked.tenant, release_id, asked.deadline.remaining_ms() * SHARE_OF_TIME)
-        found = asyncio.run_coroutine_threadsafe(self._scatter(call, questions), self._loop).result()
-        asked.incomplete |= len(found) < len(questions)
+        found = asyncio.run_coroutine_threadsafe(self._scatter(call, left), self._loop).result()
+        asked.missing |= left.keys() - found.keys()
         return found
 
     async def _scatter(self, call: StageCall, questions: Mapping[int, ShardQuestion]) -> dict[int, Hits]:

@@ -139,7 +139,7 @@ def _retrieved(bundle: ReleaseBundle, query: RetrievalQuery, tenant: str, deadli
     # Engines know nothing of deadlines; what asks other processes under one reads it from here.
     with asking(tenant, deadline) as asked:
         found = bundle.engine.retrieve(query)
-    return replace(found, incomplete=True) if asked.incomplete else found
+    return replace(found, incomplete=True) if asked.missing else found
 
 
 class TextQueryEncoder:

@@ -79,7 +79,7 @@ class IndexShardDeployment:
         of = config.settings.index_shards
         spread = Spread(of.hosts, own=number)
         self._releases = await follow_releases(config, open_store(config), warm_share, spread=spread, items=False)
-        self._searcher = ShareSearcher(self._releases.bundle, executor(of.host.threads, "index"))
+        self._searcher = ShareSearcher(self._releases.ready, executor(of.host.threads, "index"))
         self._name = replica_name()
 
     async def search_many(self, members: list[BatchMember]) -> BatchReply:

@@ -70,7 +70,7 @@ class Deployed:
     def __init__(self, artifacts: ArtifactStore, pool: ThreadPoolExecutor) -> None:
         self._artifacts, self.store, self.board = artifacts, MemoryStore(), MemoryBoard()
         self.hosts = [self._holder(Spread(HOSTS, own=n), lambda bundle: bundle.share) for n in range(HOSTS)]
-        clients = [self._client(ShareSearcher(host.bundle, pool)) for host in self.hosts]
+        clients = [self._client(ShareSearcher(host.ready, pool)) for host in self.hosts]
         self.searcher = self._holder(Spread(HOSTS, ask=ShardHosts(clients).ask), lambda bundle: bundle.engine)
         self.retriever = EngineRetriever(self.searcher.bundle, ThreadPoolExecutor(2))
 
@@ -122,7 +122,8 @@ async def test_lists_under_load_are_of_one_release_each_through_five_swaps(deplo
     wanted = alone(made)
     assert wanted[releases[0].release_id][0][0] != wanted[releases[1].release_id][0][0]
     for holder in deployed.everyone():
-        await holder.start(poll_s=0.02, wait_s=20)
+        # Hosts look less often than the retriever: they answer for what they have prepared until they see it served.
+        await holder.start(poll_s=0.02 if holder is deployed.searcher else 0.25, wait_s=20)
         await holder.report()
     answers: Counter[str] = Counter()
     stopped = asyncio.Event()

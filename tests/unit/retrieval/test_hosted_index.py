@@ -186,7 +186,7 @@ class Cluster:
         def run() -> tuple[list[int], bool]:
             with asking("main", Deadline.after_ms(ms)) as asked:
                 rows = self.index.search(query, n)[0].tolist()
-            return rows, asked.incomplete
+            return rows, bool(asked.missing)
 
         return await asyncio.get_running_loop().run_in_executor(self.pool, run)
 
@@ -230,6 +230,20 @@ async def test_a_host_that_hangs_leaves_time_for_everything_else(cluster, vector
     rows, incomplete = await cluster.search(vectors[9], ms=400.0)
     assert incomplete and rows == without(vectors, vectors[9], cluster.spans[2])
     assert asyncio.get_running_loop().time() - started < 0.4
+
+
+async def test_a_host_that_hangs_costs_a_retrieval_its_time_once_however_many_sources_search(cluster, vectors) -> None:
+    cluster.shards[2].trouble.hangs = True
+
+    def run() -> float:
+        with asking("main", Deadline.after_ms(800.0)) as asked:
+            for _ in range(4):
+                cluster.index.search(vectors[9], 10)
+            assert asked.missing == {2}
+            return asked.deadline.remaining_ms()
+
+    left = await asyncio.get_running_loop().run_in_executor(cluster.pool, run)
+    assert cluster.shards[2].trouble.calls == 1 and left > 200.0
 
 
 async def test_a_search_without_a_deadline_is_a_mistake_of_ours(cluster, vectors) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,16 @@ from models.retrieval.settings import RetrievalSettings
 from pipelines.build import Builder
 from pipelines.dataset import Dataset
 from pipelines.settings import PipelinesSettings
+
+
+def pytest_configure() -> None:
+    """One thread for torch, here and in what tests start, unless the environment says otherwise.
+
+    Tests compute with tiny tensors: a second thread gains nothing, and where the cores are busy with something else
+    both spin for each other (2 to 5 times the CPU seconds). What runs an engine names its number of threads.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 GENRES = ("Drama", "Comedy", "Thriller", "Western")
 NOW_MS = 1_700_000_000_000

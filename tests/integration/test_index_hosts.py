@@ -89,7 +89,7 @@ DRIVER = """
 
         # A host dies: its rows are missing, everything else is there; Serve starts it again, and lists are whole.
         [victim] = replicas("IndexShard1")
-        ray.kill(ray.get_actor(victim["Name"], namespace=victim["RayNamespace"]), no_restart=True)
+        ray.kill(ray.get_actor(victim["Name"], namespace="serve"), no_restart=True)
         died, lost, failed = time.monotonic(), 0, 0
         while True:
             found = await ask(handle, first, 0)

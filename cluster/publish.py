@@ -100,7 +100,7 @@ def release_now(settings: Settings, *, reachable: bool, tenant: str = DEFAULT_TE
 
 
 def rollback(settings: Settings, *, to: str | None = None, tenant: str = DEFAULT_TENANT) -> tuple[Release, Swap]:
-    """Publish the release that was served before, or `to`, which must still fit the item log.
+    """Publish the release that was served before, or `to`, which must still fit the item log; `up` takes it too.
 
     Raises OperatorError where there is none, or where changes of items since it are no longer in the log.
     """
@@ -108,13 +108,16 @@ def rollback(settings: Settings, *, to: str | None = None, tenant: str = DEFAULT
     async def run(reach: Reach) -> tuple[Release, Swap]:
         now, epoch = await reach.publisher.current()
         name = to or (None if now is None else now.parent)
-        release = None if name is None else Workspace(settings).releases(tenant).get(name)
+        book = Workspace(settings).releases(tenant)
+        release = None if name is None else book.get(name)
         if release is None:
             raise OperatorError(f"there is no release {name or 'before this one'} to go back to: see `releases list`")
         following = await reach.items.read_items(tenant, after=release.item_log_seq, limit=1)
         if following and following[0][0] > release.item_log_seq + 1:
             raise OperatorError(f"{name}: the item log no longer holds the changes since it; build a release instead")
-        return release, await reach.publisher.swap(release, expected_epoch=epoch)
+        swap = await reach.publisher.swap(release, expected_epoch=epoch)
+        book.go_back(release)
+        return release, swap
 
     return with_store(settings, run, tenant=tenant)
 

@@ -67,15 +67,14 @@ def verify_release(settings: Settings, name: str) -> list[str]:
 def collect(settings: Settings, *, dry_run: bool = False) -> dict[str, list[str]]:
     """Remove releases and artifacts that nothing needs; return what went.
 
-    Kept: what is served, the release before it, what any replica holds, what was built last, and young artifacts.
+    Kept: what is served, the release before it, what any replica holds, what was built last or gone back to, and young
+    artifacts.
     """
     workspace = Workspace(settings)
     book, artifacts = workspace.releases(), workspace.artifacts()
-    latest = book.latest()
     serving, held = _in_use(settings)
-    kept = {
-        name for release in (latest, serving) if release is not None for name in (release.release_id, release.parent)
-    }
+    roots = [release for release in (book.latest(), book.wanted(), serving) if release is not None]
+    kept = {name for release in roots for name in (release.release_id, release.parent)}
     kept |= held
     gone = [name for name in book.names() if name not in kept]
     needed = {ref for name in book.names() if name in kept for ref in _read(settings, name).artifacts.values()}

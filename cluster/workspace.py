@@ -48,11 +48,14 @@ class Workspace:
         return ReleaseBook(self.artifacts(tenant))
 
     def newest_release(self, tenant: str = DEFAULT_TENANT) -> Release | None:
-        """Return the release built last by the encoder of the settings, or None: others cannot be served with it."""
+        """Return the release built last by the encoder of the settings, or None: others cannot be served with it.
+
+        After a rollback it is the one gone back to, until another is built.
+        """
         book = self.releases(tenant)
-        latest = book.latest()
-        if latest is None or self.is_ours(latest, tenant):
-            return latest
+        wanted = book.wanted()
+        if wanted is None or self.is_ours(wanted, tenant):
+            return wanted
         every = [release for name in book.names() if (release := book.get(name)) is not None]
         return max((r for r in every if self.is_ours(r, tenant)), key=lambda r: r.created_ms, default=None)
 

@@ -74,9 +74,10 @@ def new_release(
 
 
 class ReleaseBook:
-    """The releases that were built, as documents beside the artifacts; `latest` is what `up` publishes."""
+    """The releases that were built, as documents beside the artifacts; `wanted` is what `up` publishes."""
 
     _LATEST = "releases/latest"
+    _GONE_BACK = "releases/gone-back"
 
     def __init__(self, artifacts: ArtifactStore) -> None:
         self._artifacts = artifacts
@@ -85,6 +86,17 @@ class ReleaseBook:
         """Keep a release and make it the latest."""
         self._artifacts.write_text(f"releases/{release.release_id}.json", release.to_json())
         self._artifacts.write_text(self._LATEST, release.release_id)
+        self._artifacts.remove_text(self._GONE_BACK)
+
+    def go_back(self, release: Release) -> None:
+        """Want this release until another is built or saved: whatever was built after it has been taken back."""
+        self._artifacts.write_text(self._GONE_BACK, release.release_id)
+
+    def wanted(self) -> Release | None:
+        """Return the release gone back to, else the one built last. Raises ValueError on a damaged document."""
+        name = self._artifacts.read_text(self._GONE_BACK)
+        release = None if name is None else self.get(name)
+        return self.latest() if release is None else release
 
     def get(self, release_id: str) -> Release | None:
         """Return one release, or None where there is none of this name. Raises ValueError on a damaged document."""

@@ -90,6 +90,9 @@ def bench(context: BenchContext) -> None:
         swapped = _load(options, url, rate, options.duration_s, seed=options.seed + 1)
         busy = context.save_run("with-swaps", swapped)
         said = _finish(publisher)
+    book = Workspace(settings).releases()
+    if (latest := book.latest()) is not None:
+        book.save(latest)  # and not the copy that it went back to
     for name, run in (("without swaps", calm), ("with swaps", swapped)):
         context.invalid += [f"{name}: {reason}" for reason in report.invalid_because(run)]
     _state(context, said, quiet, busy)

@@ -51,6 +51,7 @@ def test_a_rollback_serves_the_release_before_and_a_second_one_comes_back(place)
         keep_release(place.settings, second)
         release, swap = rollback(place.settings)
         assert release.release_id == first.release_id and swap.replicas == 1
+        assert Workspace(place.settings).newest_release() == first, "`up` would bring back what was taken back"
         assert rollback(place.settings)[0].release_id == second.release_id
     with pytest.raises(OperatorError, match="there is no release r-nothing"):
         rollback(place.settings, to="r-nothing")

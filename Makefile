@@ -33,7 +33,7 @@ demo: $(STAMP) ## Prepare, start, recommend, click, recommend again (ARGS="--onc
 test: $(STAMP) ## Run the tests (under 15 minutes on 2 cores)
 	@$(BIN)/python -m pytest -m "not heavy" $(ARGS)
 
-test-heavy: $(STAMP) ## Run the tests that compute for minutes
+test-heavy: $(STAMP) ## Run the tests that compute for a minute or more
 	@$(BIN)/python -m pytest -m heavy $(ARGS)
 
 lint: $(STAMP) ## Check style

@@ -159,6 +159,7 @@ DRIVER = """
 """
 
 
+@pytest.mark.heavy
 def test_hosts_on_two_nodes_give_the_lists_of_one_process_survive_a_kill_and_swap(
     place, run_driver, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def lines(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
+@pytest.mark.heavy
 def test_reviews_become_praise_in_reasons_that_is_true(tmp_path: Path, hostile: tuple[str, ...], leaks) -> None:
     kept = REPO / ".raycommend" / "model-cache"
     cache = kept if kept.is_dir() and os.access(kept, os.W_OK) else tmp_path / "cache"

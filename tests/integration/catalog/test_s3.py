@@ -89,6 +89,7 @@ def _in(monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str]) -> None
         monkeypatch.setenv(name, value)
 
 
+@pytest.mark.heavy
 def test_a_catalog_in_s3_gives_the_same_items_and_rejects_as_on_a_disk(s3, tmp_path, monkeypatch, run_driver) -> None:
     _in(monkeypatch, s3.environment)
     s3.buckets["shop"] = _catalog()

@@ -87,6 +87,7 @@ def shown_of(deployment, user: str, wanted: str) -> str:
         time.sleep(0.2)
 
 
+@pytest.mark.heavy
 def test_what_was_written_ahead_is_ready_when_it_is_asked_for(deployment) -> None:
     file = deployment.state.parent / "summaries.parquet"
     done = deployment.run("explain", "--summaries", str(file), "--users", "3", "--json")

@@ -29,7 +29,7 @@ from models.reviews import ReviewsByItem
 from pipelines.aspects import verdicts
 from pipelines.dataset import Dataset
 from pipelines.embedding.runners import quiet_ray_data
-from pipelines.interests import SummaryOptions
+from pipelines.writers import WriterOptions
 
 _SAVE_EVERY_S = 10.0
 Say = Callable[[str], None]
@@ -63,7 +63,7 @@ def write_aspects(settings: Settings, name: str, *, say: Say = lambda _: None) -
     missing = {item: one for item, one in facts.items() if item not in kept or kept[item].source != "llm"}
     say(f"{len(facts)} of {len(dataset.reviews)} reviewed items have aspects; {len(missing)} to judge")
     if missing:
-        options = SummaryOptions(str(folder), settings.models.generator)
+        options = WriterOptions(str(folder), settings.models.generator)
         saved, judged = time.monotonic(), 0
         with job_ray(settings, say=say), bars() as progress:
             quiet_ray_data()

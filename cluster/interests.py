@@ -32,7 +32,8 @@ from models.store.cache_store import RedisCache
 from models.store.port import StoreError
 from pipelines.embedding.runners import quiet_ray_data
 from pipelines.evaluation.protocol import drop_last
-from pipelines.interests import Summary, SummaryOptions, summaries
+from pipelines.interests import summaries
+from pipelines.writers import WriterOptions, Written
 from serve.auth import DEFAULT_TENANT
 from serve.deployments.replica import CACHE_URL
 
@@ -54,9 +55,9 @@ def write_summaries(
     bundle, dataset = latest_release(settings)
     events = drop_last(dataset.events, HELD_OUT, tie_seed=0) if before_test else dataset.events
     facts = facts_of(events, bundle.catalog, most_active(events, users))
-    options = SummaryOptions(str(Workspace(settings).generator_folder()), settings.models.generator)
+    options = WriterOptions(str(Workspace(settings).generator_folder()), settings.models.generator)
     say(f"writing what {len(facts)} users are interested in")
-    rows: list[Summary] = []
+    rows: list[Written] = []
     with job_ray(settings, say=say), bars() as progress:
         quiet_ray_data()
         for batch in summaries(facts, options):
@@ -74,7 +75,7 @@ def write_summaries(
     }
 
 
-async def _kept(settings: Settings, rows: Sequence[Summary], say: Say) -> int:
+async def _kept(settings: Settings, rows: Sequence[Written], say: Say) -> int:
     """Put the summaries where the running deployment reads them; returns how many, 0 where it does not."""
     ttl_s = settings.serve.reason_cache.summaries_ttl_s
     if ttl_s <= 0 or not running(settings):
@@ -128,7 +129,7 @@ def summary_vectors(texts: Mapping[str, str], encode: Callable[[list[str]], np.n
     return {user: vectors[text] for user, text in texts.items()}
 
 
-def save_summaries(out: Path, rows: Sequence[Summary], *, dataset: str, before_test: bool) -> None:
+def save_summaries(out: Path, rows: Sequence[Written], *, dataset: str, before_test: bool) -> None:
     """Write summaries and what they were made of. Effect: `out` appears whole or not at all."""
     import pyarrow as pa
     import pyarrow.parquet as pq

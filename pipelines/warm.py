@@ -19,7 +19,7 @@ from models.explain.generator import Generator
 from models.explain.reason_cache import TieredReasons
 from models.settings import GeneratorSettings
 from models.store.cache_store import CacheStore, RedisCache
-from pipelines.interests import vllm_generator
+from pipelines.writers import vllm_generator
 
 _PATIENCE_S = 600.0
 BATCH = 20

@@ -20,7 +20,8 @@ from models.explain.positives import Attribute
 from models.settings import GeneratorSettings
 from pipelines.dataset import Dataset, write_dataset
 from pipelines.evaluation.protocol import drop_last
-from pipelines.interests import SummariseUsers, SummaryOptions
+from pipelines.interests import SummariseUsers
+from pipelines.writers import WriterOptions
 
 CRIME = Interests((Attribute("Crime", "genre"),), ("Fargo", "Heat"))
 WESTERN = Interests((Attribute("Western", "genre"),), ("Unforgiven",))
@@ -37,17 +38,17 @@ class Liar(ScriptedGenerator):
 
 def test_a_summary_that_is_not_true_of_the_user_or_not_written_is_a_template() -> None:
     made = lambda folder, settings: Liar(lambda _: "")  # noqa: E731
-    worker = SummariseUsers(SummaryOptions("m", GeneratorSettings(), make_generator=made))
+    worker = SummariseUsers(WriterOptions("m", GeneratorSettings(), make_generator=made))
     other = Interests((Attribute("Drama", "genre"),), ("Casino", "Heat"))
     facts = {"a": CRIME, "b": other, "c": Interests(), "d": WESTERN}
     try:
-        out = worker({"user": list(facts), "facts": [one.to_json() for one in facts.values()]})
+        out = worker({"id": list(facts), "facts": [one.to_json() for one in facts.values()]})
     finally:
         worker.close()
-    assert out["user"] == list(facts) and out["source"] == ["llm", "template", "none", "template"]
-    assert out["summary"][2] == ""
+    assert out["id"] == list(facts) and out["source"] == ["llm", "template", "none", "template"]
+    assert out["text"][2] == ""
     for at in (0, 1, 3):
-        assert check_summary(out["summary"][at], list(facts.values())[at])
+        assert check_summary(out["text"][at], list(facts.values())[at])
 
 
 @pytest.fixture

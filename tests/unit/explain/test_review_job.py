@@ -26,7 +26,7 @@ from pipelines.aspects import AppraiseItems, Verdict
 from pipelines.dataset import Dataset, read_dataset, write_dataset
 from pipelines.embedding.assemble import Embedder
 from pipelines.embedding.runners import InlineRunner
-from pipelines.interests import SummaryOptions
+from pipelines.writers import WriterOptions
 
 SOUND = (Aspect("soundtrack", 3, 3, 0, 4.5, ("great soundtrack",)),)
 PLOT = (Aspect("plot", 3, 0, 3, 2.0, ("awful plot",)),)
@@ -49,16 +49,16 @@ PRAISE = ("A great soundtrack", "I loved the soundtrack", "the soundtrack is sup
 
 
 def test_a_verdict_that_is_not_true_or_not_written_is_that_of_the_counts() -> None:
-    options = SummaryOptions("m", GeneratorSettings(), make_generator=lambda folder, settings: Liar(lambda _: ""))
+    options = WriterOptions("m", GeneratorSettings(), make_generator=lambda folder, settings: Liar(lambda _: ""))
     other = (Aspect("score", 3, 3, 0, None),)
     worker = AppraiseItems(options)
     try:
         facts = {"a": SOUND, "b": PLOT, "c": other}
-        out = worker({"item": list(facts), "facts": [aspects_to_json(one) for one in facts.values()]})
+        out = worker({"id": list(facts), "facts": [aspects_to_json(one) for one in facts.values()]})
     finally:
         worker.close()
-    assert out["item"] == ["a", "b", "c"] and out["source"] == ["llm", "template", "template"]
-    assert [json.loads(judged) for judged in out["judged"]] == [
+    assert out["id"] == ["a", "b", "c"] and out["source"] == ["llm", "template", "template"]
+    assert [json.loads(judged) for judged in out["text"]] == [
         {"soundtrack": "disputed"},
         {"plot": "criticised"},
         {"score": "praised"},
@@ -90,9 +90,9 @@ def asked(settings: Settings, dataset: Dataset, monkeypatch: pytest.MonkeyPatch,
         runs.append(list(facts))
         for item, one in facts.items():
             worker = AppraiseItems(replace(options, make_generator=lambda *_: ScriptedGenerator(lambda _: "")))
-            out = worker({"item": [item], "facts": [aspects_to_json(one)]})
+            out = worker({"id": [item], "facts": [aspects_to_json(one)]})
             worker.close()
-            yield [Verdict(out["item"][0], json.loads(out["judged"][0]), out["source"][0])]
+            yield [Verdict(out["id"][0], json.loads(out["text"][0]), out["source"][0])]
 
     monkeypatch.setattr(module, "verdicts", judged)
     monkeypatch.setattr(module, "quiet_ray_data", lambda: None)

@@ -108,13 +108,20 @@ async def test_two_consumers_count_what_one_would(tmp_path: Path) -> None:
     assert await state_of(shared) == await state_of(calm)
 
 
+async def version_of(store: MemoryEventStreams) -> int:
+    return (await store.read_statistics("main"))[1]
+
+
 async def test_a_running_consumer_follows_and_writes_what_it_holds_when_stopped(tmp_path: Path) -> None:
     store, stop = MemoryEventStreams(require_durable=False), asyncio.Event()
     one = consumer(store, tmp_path)
     task = asyncio.create_task(one.run(stop))
     for start in range(0, 60, 20):
         await store.append("main", events(20, start=start), now_ms=NOW + start)
-        await asyncio.sleep(0.1)
+        async with asyncio.timeout(10):
+            # The last is written when it stops.
+            while one.statistics.counts.applied < start + 20 or (start < 40 and await version_of(store) <= start // 20):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
     stop.set()
     await asyncio.wait_for(task, 5)
     body, version = await store.read_statistics("main")

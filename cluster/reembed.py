@@ -95,21 +95,33 @@ def watch(
 ) -> int:
     """Make a release whenever enough changes of items wait, or one waited long enough; return how many were made.
 
-    Ends after `rounds` looks; None goes on until it is interrupted. A release that is refused is said and tried again.
+    Ends after `rounds` looks; None goes on until it is interrupted. What goes wrong, with a release or with the store,
+    is tried again at the next look, and said when it changes.
     """
-    of, made, looks = settings.pipelines.embedding, 0, 0
+    made, looks, trouble = 0, 0, ""
     while rounds is None or looks < rounds:
         looks += 1
-        waiting, oldest_s = waiting_changes(settings, now_ms=time.time_ns() // 1_000_000)
-        if waiting >= of.watch_changes or (waiting and oldest_s >= of.watch_age_s):
-            say(f"{waiting} changes of items wait, the oldest for {oldest_s:.0f} s")
-            try:
+        try:
+            if _due(settings, quiet=bool(trouble)):
                 reembed(settings, wish)
                 made += 1
-            except FIXABLE as error:
-                say(f"no release was made: {error}")
-        sleep(of.watch_poll_s)
+            trouble = ""
+        except FIXABLE as error:
+            if str(error) != trouble:
+                say(f"no release was made, trying again: {error}")
+            trouble = str(error)
+        sleep(settings.pipelines.embedding.watch_poll_s)
     return made
+
+
+def _due(settings: Settings, *, quiet: bool) -> bool:
+    """Whether enough changes of items wait, or one waited long enough; says so unless it is to be `quiet`."""
+    of = settings.pipelines.embedding
+    waiting, oldest_s = waiting_changes(settings, now_ms=time.time_ns() // 1_000_000)
+    due = waiting >= of.watch_changes or (waiting > 0 and oldest_s >= of.watch_age_s)
+    if due and not quiet:
+        say(f"{waiting} changes of items wait, the oldest for {oldest_s:.0f} s")
+    return due
 
 
 def with_encoder(settings: Settings, uri: str) -> Settings:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from cluster import reembed
 from cluster.cli import app
 from cluster.config import load_settings
+from cluster.errors import OperatorError
 from cluster.operating import FIXABLE
 from cluster.workspace import Workspace
 from models.catalog import Item
@@ -92,6 +93,23 @@ def test_watching_goes_on_after_a_release_that_could_not_be_made(tmp_path, monke
     monkeypatch.setattr(reembed, "reembed", fails_once)
     assert reembed.watch(settings, reembed.Wish(), rounds=2, sleep=lambda _: None) == 1
     assert len(tried) == 2
+
+
+def test_watching_goes_on_while_the_store_is_away_and_says_so_once(tmp_path, monkeypatch, capsys) -> None:
+    settings = load_settings("local", [f"cluster.state={tmp_path}"], environ={})
+    looks = iter([OperatorError("store away"), OperatorError("store away"), (10_000, 0.0)])
+
+    def waiting(*_, **__):
+        found = next(looks)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(reembed, "waiting_changes", waiting)
+    monkeypatch.setattr(reembed, "reembed", lambda *_: None)
+    assert reembed.watch(settings, reembed.Wish(), rounds=3, sleep=lambda _: None) == 1
+    out, err = capsys.readouterr()
+    assert (out + err).count("store away") == 1
 
 
 def test_of_several_failed_workers_the_one_that_failed_first_is_named() -> None:

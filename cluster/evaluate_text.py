@@ -167,7 +167,7 @@ class _Trainer:
                 self.catalog,
                 self.embeddings,
                 draft,
-                Origin(teacher or self.workspace.encoder_folder(), teacher, VALID_MS - 1),
+                Origin(teacher or self.workspace.encoder_folder(), teacher, sources_until_ms=VALID_MS - 1),
                 settings=text,
                 training=of.training,
                 sources=sources,

@@ -69,14 +69,18 @@ class TextTrainingSettings(BaseModel):
     """Lowest layers that stay as they are (with the embeddings): their gradients are never computed."""
     max_tokens: int = Field(64, ge=16, le=8192)
     """Longest pair; of profile and item the longer one is cut first."""
-    steps: int = Field(280, ge=1)
-    """Most steps; never more than one pass over the examples."""
+    steps: int = Field(380, ge=1)
+    """Most steps."""
+    passes: int = Field(2, ge=1)
+    """Most passes over the examples; few examples make fewer steps."""
     lists_per_step: int = Field(8, ge=1)
     """Examples per step, over all workers."""
-    hard_negatives: int = Field(2, ge=0)
-    """Retrieved but not taken, per example."""
-    random_negatives: int = Field(3, ge=0)
-    """Items at random, per example."""
+    similar: int = Field(50, ge=2, le=1000)
+    """An example is a list of so many items that are most like the user's past, one of which was taken."""
+    hard_negatives: int = Field(5, ge=0)
+    """Others of that list, per example."""
+    random_negatives: int = Field(0, ge=0)
+    """Items at random, per example: they teach what retrieval knows already."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak step size, after a tenth of the steps; it falls to nothing at the end."""
     head_learning_rate: float = Field(1e-3, gt=0)
@@ -84,9 +88,11 @@ class TextTrainingSettings(BaseModel):
     weight_decay: float = Field(0.01, ge=0)
     """AdamW's decay."""
     list_size: int = Field(30, ge=2, le=1000)
-    """Retrieved candidates that it is judged on."""
+    """Candidates of all sources that it is judged on."""
     validation_cases: int = Field(70, ge=10)
     """Lists that hold the item taken, of each half: one fits the fusion and calibrates, the other decides."""
+    bfloat16: bool | None = None
+    """Whether matrix products are bfloat16; null where the device computes them."""
     checkpoint_steps: int = Field(40, ge=1)
     """A kill costs at most so many steps."""
     workers: int = Field(1, ge=1)

@@ -50,22 +50,25 @@ class TrainingSplit:
         return [e for e in self.examples if e.part == part]
 
 
-def split_events(log: EventLog, settings: TrainingSettings, *, seed: int) -> TrainingSplit:
+def split_events(log: EventLog, settings: TrainingSettings, *, seed: int, fitted: bool = False) -> TrainingSplit:
     """Split `log`; equal times of a user keep its order.
 
     Held-out events reach an example only as that user's own earlier history, as they would online. Above
     `max_lists` whole users are left out, drawn with `seed`; their held-out events still do not fit the sources.
+    With `fitted`, what fits the sources is an example too: only for what reads no source.
     """
     kept = ring_events(log)
     order = order_of(kept)
     grouped = kept.take(order)
     parts = _by_time(grouped, settings) if settings.split == "time" else _by_user(grouped, settings)
     fit = kept.take(np.sort(order[parts == Part.fit]))
-    return TrainingSplit(fit, _examples(kept, parts, settings, seed))
+    return TrainingSplit(fit, _examples(kept, parts, settings, seed, fitted))
 
 
-def split_after(log: EventLog, moment_ms: int, settings: TrainingSettings, *, seed: int) -> TrainingSplit:
-    """Split `log` at the end of what was learned already: earlier events fit the sources, later ones are examples.
+def split_after(
+    log: EventLog, moment_ms: int, settings: TrainingSettings, *, seed: int, fitted: bool = False
+) -> TrainingSplit:
+    """Split `log` at a moment: earlier events fit the sources, later ones are examples; `fitted` as in `split_events`.
 
     The newest `incremental_validation_share` of the later events validates. Events that arrived late, with a time
     before `moment_ms`, feed the sources only.
@@ -81,10 +84,12 @@ def split_after(log: EventLog, moment_ms: int, settings: TrainingSettings, *, se
         second = np.quantile(times[new], 1 - settings.incremental_validation_share)
         parts[new & (times > second)] = Part.validate
     fit = kept.take(np.sort(order[parts == Part.fit]))
-    return TrainingSplit(fit, _examples(kept, parts, settings, seed))
+    return TrainingSplit(fit, _examples(kept, parts, settings, seed, fitted))
 
 
-def _examples(log: EventLog, parts: npt.NDArray[np.uint8], settings: TrainingSettings, seed: int) -> list[Example]:
+def _examples(
+    log: EventLog, parts: npt.NDArray[np.uint8], settings: TrainingSettings, seed: int, fitted: bool
+) -> list[Example]:
     if len(log) == 0:
         return []
     by_user: list[list[Example]] = []
@@ -92,15 +97,16 @@ def _examples(log: EventLog, parts: npt.NDArray[np.uint8], settings: TrainingSet
     for user, history in enumerate(histories(log)):
         own = parts[start : start + len(history)]
         start += len(history)
-        wanted = [int(p) for p in history.positive_positions() if own[p] != Part.fit and p > 0]
+        wanted = [int(p) for p in history.positive_positions() if p > 0 and (fitted or own[p] != Part.fit)]
         last = {part: int(np.flatnonzero(own == part)[-1]) for part in set(own.tolist())}
         by_user.append([Example(user, history, p, Part(own[p]), last[own[p]]) for p in wanted])
     chosen: list[list[Example]] = []
     room = settings.max_lists
     for user in np.random.default_rng(seed).permutation(len(by_user)):
-        if len(by_user[user]) <= room:
+        held_out = sum(example.part != Part.fit for example in by_user[user])
+        if held_out <= room:
             chosen.append(by_user[user])
-            room -= len(by_user[user])
+            room -= held_out
     return [e for group in sorted(chosen, key=lambda g: g[0].user if g else -1) for e in group]
 
 

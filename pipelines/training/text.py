@@ -1,9 +1,10 @@
 """Trains a text ranker from an event log and decides whether it may be served: alone it reads, fused it also counts.
 
-Sources are fitted on events before the examples; of the users with later events one half fits the fusion and
-calibrates, the other decides. It starts from an encoder, a reranker, or with `Origin.teacher` from a larger model
-whose scores it learns. Knows nothing of artifacts or releases: it fills a folder. Called through `makers` and by the
-evaluation.
+It learns which of the items that look like a user's past was taken: what is asked of it when it serves. It reads no
+source, so every event before the judging ones teaches. The sources of the fusion are fitted on events before; of the
+users with later events one half fits the fusion and calibrates, the other decides. It starts from an encoder, a
+reranker, or with `Origin.teacher` from a larger model whose scores it learns. Knows nothing of artifacts or releases:
+it fills a folder. Called through `makers` and by the evaluation.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import numpy.typing as npt
 
 from models.behaviour.behaviour import BehaviourSettings, fit_behaviour
 from models.behaviour.statistics import Statistics, fit_statistics
+from models.candidates import Source
 from models.catalog import ItemCatalog
 from models.events import EventLog
 from models.media.layout import Layout
@@ -32,6 +35,7 @@ from models.rankers.load import load_ranker
 from models.rankers.port import CrossEncoder
 from models.retrieval.engine import RetrievalEngine
 from models.retrieval.settings import RetrievalSettings
+from pipelines.evaluation.ablation import only
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.examples import Progress, RankingLists
 from pipelines.training.measures import gains, paired_bootstrap
@@ -51,11 +55,14 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a training starts from: a model folder; `teacher`, whose scores it learns; `since_ms`, later events only."""
+    """What a training starts from: a model folder, and `teacher`, whose scores it learns."""
 
     start: Path
     teacher: Path | None = None
     since_ms: int | None = None
+    """Only later events are learned from: it goes on from what learned the earlier ones."""
+    sources_until_ms: int | None = None
+    """Up to when events fit the sources of the fusion; None leaves it to the split of the settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +84,16 @@ class _World:
     embeddings: Floats
     statistics: Statistics
     engine: RetrievalEngine
+    """All sources, as they will be served."""
+    similar: RetrievalEngine
+    """Items like the user's past, by what texts mean: no event decides what it finds."""
     layout: Layout | None
 
     def ranker(self, folder: Path) -> CrossEncoder:
         """Return the ranker in `folder` over these items. Raises RankerError where it reads others."""
-        return load_ranker(folder, self.catalog, self.embeddings, self.statistics, layout=self.layout)
+        parts = (folder, self.catalog, self.embeddings, self.statistics)
+        # Not the engine that happens to be fastest now: a training that is run again ends with the same bytes.
+        return load_ranker(*parts, layout=self.layout, compute="transformers")
 
 
 def train_text_ranker(
@@ -107,11 +119,7 @@ def train_text_ranker(
     `checkpoint` it ends with the same bytes. Raises RankerError when `origin.start` is no model that can be trained.
     """
     started = time.monotonic()
-    split = (
-        split_events(log, training, seed=seed)
-        if origin.since_ms is None
-        else split_after(log, origin.since_ms, training, seed=seed)
-    )
+    split = _split(log, origin, training, seed)
     metrics: dict[str, Any] = {
         "events": len(log),
         "fit_events": len(split.fit),
@@ -161,33 +169,50 @@ def score_cases(
     return out, stands
 
 
+def _split(log: EventLog, origin: Origin, training: TrainingSettings, seed: int) -> TrainingSplit:
+    if origin.since_ms is not None:
+        return split_after(log, origin.since_ms, training, seed=seed)
+    if origin.sources_until_ms is not None:
+        return split_after(log, origin.sources_until_ms, training, seed=seed, fitted=True)
+    return split_events(log, training, seed=seed, fitted=True)
+
+
 def _world(split: TrainingSplit, catalog: ItemCatalog, embeddings: Floats, sources: Sources) -> _World:
     statistics = fit_statistics(split.fit, catalog, half_life_days=sources.half_life_days)
     behaviour = fit_behaviour(split.fit, catalog, sources.behaviour, vectors=embeddings)
     index = vector_index(embeddings)
-    parts = (index, behaviour, statistics, sources.retrieval)
-    engine = RetrievalEngine(catalog, embeddings, *parts, layout=sources.layout)
-    return _World(catalog, embeddings, statistics, engine, sources.layout)
+
+    def engine(retrieval: RetrievalSettings) -> RetrievalEngine:
+        return RetrievalEngine(catalog, embeddings, index, behaviour, statistics, retrieval, layout=sources.layout)
+
+    served, similar = engine(sources.retrieval), engine(only(sources.retrieval, Source.semantic))
+    return _World(catalog, embeddings, statistics, served, similar, sources.layout)
 
 
 def _cases(
     split: TrainingSplit, world: _World, settings: TextTrainingSettings, training: TrainingSettings, seed: int
 ) -> tuple[list[TextCase], list[TextCase], list[TextCase]]:
-    """Return training cases, and the two halves of the later ones by user."""
+    """Return training cases that hold what was taken, and the two halves of the later ones by user.
+
+    A list that misses it would have an item of another kind in its place, and teach that what looks alike is wrong.
+    """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    def cases(examples: Sequence[Example], most: int) -> Iterator[TextCase]:
-        order = np.random.default_rng(seed).permutation(len(examples))[:most]
-        of = [examples[at] for at in order]
-        return iter_cases(of, world.engine, world.catalog, size=settings.list_size, exclude_seen=training.exclude_seen)
+    def cases(examples: Sequence[Example], retriever: RetrievalEngine, size: int) -> Iterator[TextCase]:
+        order = np.random.default_rng(seed).permutation(len(examples))
+        of = (examples[at] for at in order)
+        return iter_cases(of, retriever, world.catalog, size=size, exclude_seen=training.exclude_seen)
 
-    wanted = settings.steps * settings.lists_per_step
-    later = split.of(Part.validate)
+    earlier, later = [e for e in split.examples if e.part != Part.validate], split.of(Part.validate)
     # Many tiny matrix products: waking a second BLAS thread costs more than it brings.
     with threadpool_limits(limits=1, user_api="blas"):
-        train = list(cases(split.of(Part.train), wanted))
+        found = (case for case in cases(earlier, world.similar, settings.similar) if case.place >= 0)
+        train = list(islice(found, settings.steps * settings.lists_per_step))
         judge, decide = (
-            with_found(cases([e for e in later if e.user % 2 == half], len(later)), settings.validation_cases)
+            with_found(
+                cases([e for e in later if e.user % 2 == half], world.engine, settings.list_size),
+                settings.validation_cases,
+            )
             for half in (0, 1)
         )
     return train, judge, decide

@@ -82,7 +82,7 @@ def lists_of(cases: Sequence[TextCase], fusion: FusionFeatures, size: int) -> Ra
 
 
 def negatives(case: TextCase, items: int, hard: int, easy: int, rng: np.random.Generator) -> npt.NDArray[np.int32]:
-    """Return rows: up to `hard` retrieved but not taken, filled up with items at random, never the taken one."""
+    """Return rows: up to `hard` of the list but not taken, filled up with items at random, never the taken one."""
     retrieved = case.candidates.rows[case.candidates.rows != case.taken]
     picked = rng.permutation(retrieved)[:hard].tolist()
     wanted = min(hard + easy, items - 1)

@@ -2,8 +2,8 @@
 
 The loss is that of the compressed ranker (Cao et al. 2007, ListNet); with a teacher, the teacher's distribution over
 the same list (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network"). Every step draws its examples from
-the seed and its number alone and there is no dropout, so a training that was killed goes on to the same bytes. On a GPU
-matrix products are bfloat16. Knows nothing of artifacts. Called by the text training.
+the seed and its number alone and there is no dropout, so a training that was killed goes on to the same bytes. Knows
+nothing of artifacts. Called by the text training.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from models.rankers.packed import computes_bfloat16
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.examples import Progress
 from pipelines.training.settings import TextTrainingSettings
@@ -92,8 +93,9 @@ def fit_text(
     model.eval()  # no dropout: a few hundred steps do not overfit, and resuming needs no random state
     optimiser = _optimiser(model, settings)
     trained = [p for g in optimiser.param_groups for p in g["params"]]
-    steps = min(settings.steps, max(1, len(cases) // settings.lists_per_step))
-    order = np.random.default_rng(seed).permutation(len(cases))
+    steps = min(settings.steps, max(1, settings.passes * len(cases) // settings.lists_per_step))
+    rng = np.random.default_rng(seed)
+    order = np.concatenate([rng.permutation(len(cases)) for _ in range(settings.passes)])
     losses = _resumed(model, optimiser, checkpoint)
     for step in range(len(losses), steps):
         for part in optimiser.param_groups:
@@ -156,7 +158,8 @@ def _loss(
         width = len(rows)
         wanted.append(_target(case, rows, settings, teacher))
     inputs = {name: torch.from_numpy(a).to(device) for name, a in reader.padded(pairs).items()}
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    half = settings.bfloat16 if settings.bfloat16 is not None else device.type == "cuda" or computes_bfloat16()
+    with torch.autocast(device.type, torch.bfloat16, enabled=half):
         logits = model(**inputs).logits[:, 0]
     shares = torch.from_numpy(np.stack(wanted)).to(device)
     loss: Tensor = -(shares * logits.float().view(len(cases), width).log_softmax(dim=1)).sum(dim=1).mean()

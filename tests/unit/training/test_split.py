@@ -54,3 +54,13 @@ def test_equal_times_keep_the_order_of_the_log(make_log):
     taken = [e.history.item_ids[e.position] for e in split.examples]
     assert taken == [f"i{n}" for n in range(6, 12)]
     assert np.array_equal(split.fit.item_ids, np.array([f"i{n}" for n in range(6)], object))
+
+
+def test_what_fits_the_sources_is_an_example_too_where_that_is_asked_and_counts_for_no_limit(make_taste_log):
+    log, few = make_taste_log(20), SETTINGS.model_copy(update={"max_lists": 30})
+    held, all_of_them = (split_events(log, few, seed=0, fitted=fitted) for fitted in (False, True))
+    assert not held.of(Part.fit) and len(all_of_them.of(Part.fit)) > len(all_of_them.of(Part.train))
+    for part in (Part.train, Part.validate):
+        assert [(e.user, e.position) for e in held.of(part)] == [(e.user, e.position) for e in all_of_them.of(part)]
+    assert (held.fit.timestamps_ms == all_of_them.fit.timestamps_ms).all()
+    assert all(e.position > 0 for e in all_of_them.examples)

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from models.behaviour.behaviour import BehaviourSettings
 from models.behaviour.statistics import fit_statistics
-from models.candidates import SCORED_SOURCES, Candidates
+from models.candidates import SCORED_SOURCES, Candidates, Source
 from models.catalog import Item, ItemCatalog
 from models.encoder import HashEncoder
 from models.rankers.apart import divisible
@@ -27,7 +27,8 @@ from models.retrieval.settings import RetrievalSettings
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.examples import empty_lists
 from pipelines.training.settings import TextTrainingSettings, TrainingSettings
-from pipelines.training.text import Origin, Sources, train_text_ranker
+from pipelines.training.split import Part
+from pipelines.training.text import Origin, Sources, _cases, _split, _world, train_text_ranker
 from pipelines.training.text_cases import TextCase, negatives, with_found
 from pipelines.training.text_fuse import fit_fusion
 from pipelines.training.text_pairs import PairReader
@@ -77,11 +78,13 @@ def trained(folder, start, log, catalog, embeddings, *, origin=None, settings=QU
     return train_text_ranker(log, catalog, embeddings, folder, origin or Origin(start), **options)
 
 
-def test_training_learns_and_what_it_wrote_is_served_with_the_scores_it_had(
-    tmp_path, catalog, embeddings, make_taste_log
-):
-    log = make_taste_log(160)
-    longer = QUICK.model_copy(update={"steps": 80, "lists_per_step": 8})
+def test_training_learns_and_what_it_wrote_is_served_with_the_scores_it_had(tmp_path, catalog, embeddings, make_log):
+    # Everybody takes items of two of the five genres: what was taken can be told by one word of its text.
+    rng, liked = np.random.default_rng(5), np.flatnonzero(np.arange(100) % 5 < 2)
+    log = make_log(
+        [(f"u{u}", f"i{item}", 24 * u + n) for u in range(160) for n, item in enumerate(rng.permutation(liked)[:14])]
+    )
+    longer = QUICK.model_copy(update={"steps": 80, "lists_per_step": 8, "hard_negatives": 2, "random_negatives": 3})
     metrics = trained(tmp_path / "ranker", tiny(tmp_path / "start"), log, catalog, embeddings, settings=longer)
     assert metrics["last_loss"] < metrics["first_loss"] - 0.01
     assert metrics["text_ndcg10"] > 0
@@ -119,6 +122,25 @@ def test_training_learns_and_what_it_wrote_is_served_with_the_scores_it_had(
     grown = ranker.over(catalog, embeddings, fit_statistics(log, catalog))
     assert grown.text.engine is ranker.text.engine
     np.testing.assert_allclose(grown.score(query, candidates), scores, atol=1e-5)
+
+
+def test_it_learns_from_lists_that_hold_what_was_taken_and_never_from_what_judges_it(
+    catalog, embeddings, make_taste_log
+):
+    log = make_taste_log(60)
+    split = _split(log, Origin(None), SPLIT, 0)
+    train, judge, decide = _cases(split, _world(split, catalog, embeddings, SOURCES), QUICK, SPLIT, 0)
+    assert train and all(case.candidates.rows[case.place] == case.taken for case in train)
+    assert all((case.candidates.sources == Source.semantic).all() for case in train)
+    first = {e.user: e.history.timestamps_ms[e.position] for e in reversed(split.of(Part.validate))}
+    assert all(case.query.now_ms <= first[case.user] for case in train if case.user in first)
+    # Events that fit the sources teach too, unless the model learned from them before.
+    moment = int(np.quantile(log.timestamps_ms, 0.8))
+    later = _split(log, Origin(None, since_ms=moment), SPLIT, 0)
+    assert min(e.history.timestamps_ms[e.position] for e in later.examples) > moment
+    both = _split(log, Origin(None, sources_until_ms=moment), SPLIT, 0)
+    assert both.fit.timestamps_ms.max() <= moment and len(both.examples) > len(later.examples)
+    assert {case.user % 2 for case in judge} == {0} and {case.user % 2 for case in decide} == {1}
 
 
 def given(rows):

@@ -226,5 +226,4 @@ def _publisher(work: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    os.nice(5)
     sys.stdout.write(json.dumps(_publisher(json.loads(sys.stdin.read()))) + "\n")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from dataclasses import replace
 
@@ -85,6 +87,16 @@ def test_a_release_that_fails_the_canary_is_not_published_and_not_kept(place) ->
     latest = Workspace(place.settings).releases().latest()
     assert serving is not None and latest is not None
     assert serving.release_id == latest.release_id == first.release_id
+
+
+def test_the_canary_has_less_priority_than_what_serves_and_the_command_does_not(place, monkeypatch) -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    seen, own = [], niceness()
+    monkeypatch.setattr("cluster.publish.canary", lambda *_: seen.append(niceness()))
+    keep_release(place.settings, place.build().release)
+    assert seen == [10] and niceness() == own
 
 
 def test_collection_keeps_what_is_served_held_or_went_before(place, monkeypatch) -> None:

@@ -7,6 +7,7 @@ publish or take back a release, and by `up` for the first one.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import threading
 from collections.abc import Awaitable, Callable
@@ -57,7 +58,10 @@ def publish(settings: Settings, release: Release, *, tenant: str = DEFAULT_TENAN
         before, epoch = await reach.publisher.current()
         await reach.items.continue_items(tenant, after=release.item_log_seq)
         if check:
-            await asyncio.to_thread(_behind_requests, canary, settings, release, before)
+            alive = await reach.board.standings(tenant, max_age_s=Patience().silence_s)
+            # A replica that ranks asks its ranker before it says that it holds the release; no torch here.
+            asked = functools.partial(canary, settings, release, before, ask_ranker=not alive)
+            await asyncio.to_thread(_behind_requests, asked)
         swap = await reach.publisher.swap(release, expected_epoch=epoch)
         await cut_log(reach.items, release, swap, tenant=tenant)
         return swap
@@ -65,17 +69,17 @@ def publish(settings: Settings, release: Release, *, tenant: str = DEFAULT_TENAN
     return with_store(settings, run, tenant=tenant)
 
 
-def _behind_requests(work: Callable[..., Found], *args: Any) -> Found:
-    """Call `work` in this thread, with less priority than what serves on this machine; its imports alone take seconds.
+def _behind_requests(work: Callable[[], Found]) -> Found:
+    """Call `work` in this thread, with less priority than what serves on this machine.
 
     A thread's niceness cannot be taken back, so this is for threads that do nothing else.
     """
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-    return work(*args)
+    return work()
 
 
-def canary(settings: Settings, release: Release, before: Release | None) -> dict[str, Any]:
-    """Return the canary's figures. Raises OperatorError where the release must not be published."""
+def canary(settings: Settings, release: Release, before: Release | None, *, ask_ranker: bool = True) -> dict[str, Any]:
+    """Return the canary's figures (see `check_release`). Raises OperatorError where it must not be published."""
     try:
         return check_release(
             Workspace(settings).artifacts(),
@@ -85,6 +89,7 @@ def canary(settings: Settings, release: Release, before: Release | None) -> dict
             encoder=settings.models.encoder.uri,
             dimension=settings.models.encoder.dimension,
             settings=settings.pipelines.canary,
+            ask_ranker=ask_ranker,
         )
     except (CanaryFailed, ArtifactError) as error:
         raise OperatorError(f"{release.release_id} is not published: {error}") from error

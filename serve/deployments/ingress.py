@@ -25,7 +25,7 @@ from serve.deployments.replica import (
     open_store,
     open_summaries,
     signing_key,
-    warm_edge,
+    warm_ingress,
 )
 from serve.http import HttpEdge, loop_lag, problem, request_id_of
 from serve.ingest import EventService
@@ -88,7 +88,7 @@ class IngressDeployment:
         settings = config.settings
         self._store: ProfileStore = open_store(config)
         self._metrics = ServeMetrics()
-        self._releases: ReleaseHolder = await follow_releases(config, self._store, warm_edge)
+        self._releases: ReleaseHolder = await follow_releases(config, self._store, warm_ingress(stages))
         self._live = await follow_statistics(config, self._releases)
         pool = executor(settings.ingress.threads, "ingress")
         self._cache = open_cache(config)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from models.artifacts import ArtifactStore
+from models.artifacts import ArtifactError, ArtifactStore
 from models.bundle import ReleaseBundle
 from models.explain.cache import ReasonCache
 from models.explain.decisions import DecisionBook
@@ -28,6 +29,9 @@ from serve.live import LiveFollower
 from serve.live_items import ItemFollower
 from serve.releases import ReleaseHolder, Warm
 from serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from serve.wiring import Stages
 
 STORE_URL = "RAYCOMMEND_STORE_URL"
 CACHE_URL = "RAYCOMMEND_CACHE_URL"
@@ -182,7 +186,10 @@ def warm_share(bundle: ReleaseBundle) -> None:
 
 
 def warm_ranking(bundle: ReleaseBundle) -> None:
-    """Load the ranker and run it once, so that the first request does not pay for lazy set-up."""
+    """Load the ranker and run it once, so that the first request does not pay for lazy set-up.
+
+    Raises ArtifactError when its scores are no numbers: the release is refused then.
+    """
     import numpy as np
 
     from models.candidates import SCORED_SOURCES, Candidates
@@ -197,9 +204,23 @@ def warm_ranking(bundle: ReleaseBundle) -> None:
     )
     if len(rows):
         query = RetrievalQuery(n=len(rows), now_ms=0)
-        bundle.ranker.score(query, candidates)
+        scores = [bundle.ranker.score(query, candidates)]
         if bundle.second is not None:
-            bundle.second.ranker.score(query, candidates.take(np.arange(min(4, len(rows)))))
+            scores.append(bundle.second.ranker.score(query, candidates.take(np.arange(min(4, len(rows))))))
+        if not all(np.isfinite(one).all() for one in scores):
+            raise ArtifactError(f"{bundle.release_id}: its ranker gives scores that are not numbers")
+
+
+def warm_ingress(stages: Stages) -> Warm:
+    """Return what an ingress warms: what it reads itself, and what stages inside of it read."""
+    of = [warm_edge, *([warm_retrieval] if stages.retriever is None else [])]
+    of += [warm_ranking] if stages.ranker is None else []
+
+    def warm(bundle: ReleaseBundle) -> None:
+        for one in of:
+            one(bundle)
+
+    return warm
 
 
 def warm_edge(bundle: ReleaseBundle) -> None:

@@ -94,7 +94,7 @@ def test_the_canary_has_less_priority_than_what_serves_and_the_command_does_not(
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     seen, own = [], niceness()
-    monkeypatch.setattr("cluster.publish.canary", lambda *_: seen.append(niceness()))
+    monkeypatch.setattr("cluster.publish.canary", lambda *_, **__: seen.append(niceness()))
     keep_release(place.settings, place.build().release)
     assert seen == [10] and niceness() == own
 

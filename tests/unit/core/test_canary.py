@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from models.artifacts import ArtifactError, ArtifactStore
+from models.bundle import ReleaseBundle
 from models.encoder import HashEncoder
 from models.index import write_faiss
 from models.releases import Release
@@ -129,3 +130,14 @@ def test_a_catalog_that_shrank_by_more_than_half_is_taken_for_a_mistake(made) ->
 def test_a_release_before_that_is_damaged_is_nothing_to_compare_with(made) -> None:
     lost = replace(made.release, artifacts={**made.release.artifacts, "index": "index/" + "0" * 64})
     assert made.check(before=lost)["before"] == "cannot be loaded"
+
+
+def test_the_ranker_is_asked_unless_those_who_load_the_release_do(made, monkeypatch) -> None:
+    class Broken:
+        def score(self, query, candidates):
+            return np.full(len(candidates), np.nan, np.float32)
+
+    monkeypatch.setattr(ReleaseBundle, "ranker", Broken())
+    with pytest.raises(CanaryFailed, match="not numbers"):
+        made.check()
+    assert made.check(ask_ranker=False)["recall"] == 1.0

@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
 import httpx
+import numpy as np
 import pytest
 
+from models.artifacts import ArtifactError
 from models.store.memory import MemoryStore
 from serve.clients import FeatureFetcherClient, QueryEncoderClient, RankerClient, RetrieverClient
 from serve.deployments.replica import (
@@ -17,6 +19,7 @@ from serve.deployments.replica import (
     open_store,
     signing_key,
     warm_edge,
+    warm_ingress,
     warm_ranking,
     warm_retrieval,
 )
@@ -179,6 +182,30 @@ def test_warming_touches_what_each_kind_of_replica_needs(tiny) -> None:
         bundle = replace(tiny.bundle)
         warm(bundle)
         assert parts <= set(vars(bundle))
+
+
+def test_an_ingress_warms_the_stages_inside_of_it(tiny) -> None:
+    from dataclasses import replace
+    from types import SimpleNamespace
+
+    apart, inside = replace(tiny.bundle), replace(tiny.bundle)
+    warm_ingress(SimpleNamespace(retriever=object(), ranker=object()))(apart)
+    assert not {"engine", "ranker"} & set(vars(apart))
+    warm_ingress(SimpleNamespace(retriever=None, ranker=None))(inside)
+    assert {"engine", "ranker"} <= set(vars(inside))
+
+
+def test_a_release_whose_ranker_gives_no_numbers_is_refused_by_those_who_load_it(tiny) -> None:
+    from dataclasses import replace
+
+    class Broken:
+        def score(self, query, candidates):
+            return np.full(len(candidates), np.nan, np.float32)
+
+    bundle = replace(tiny.bundle)
+    vars(bundle)["ranker"] = Broken()
+    with pytest.raises(ArtifactError, match=f"{bundle.release_id}: its ranker gives scores that are not numbers"):
+        warm_ranking(bundle)
 
 
 def test_the_real_metrics_take_every_observation_without_a_cluster() -> None:

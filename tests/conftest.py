@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +101,49 @@ def items_of() -> Callable[[int], list[Item]]:
 @pytest.fixture(scope="session")
 def log_of() -> Callable[..., EventLog]:
     return make_log
+
+
+def save_tiny_bert(
+    folder: Path,
+    words: Iterable[str],
+    *,
+    hidden: int = 16,
+    intermediate: int | None = None,
+    layers: int = 2,
+    heads: int = 2,
+    labels: int = 1,
+    initializer_range: float = 0.02,
+) -> Path:
+    """Write a BERT cross-encoder and its tokenizer; its weights are random, and the same in every run.
+
+    Args:
+        folder: where to; it is made when it is not there.
+        words: what the tokenizer knows beside its special tokens.
+        hidden: the width of every layer, and of its inner one unless `intermediate` says otherwise.
+        initializer_range: how far the weights spread. So small a model hardly tells pairs apart at BERT's own 0.02.
+    """
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    BertTokenizer(vocab={word: at for at, word in enumerate(vocabulary)}).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=intermediate or hidden,
+        num_labels=labels,
+        initializer_range=initializer_range,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert() -> Callable[..., Path]:
+    return save_tiny_bert
 
 
 @pytest.fixture

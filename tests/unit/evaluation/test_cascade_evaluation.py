@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from cluster.config import load_settings
 from cluster.errors import OperatorError
@@ -27,7 +25,6 @@ COLOURS = [f"c{n}" for n in range(6)]
 ITEMS, USERS, EVENTS = 60, 40, 7
 POPULAR = {**dict.fromkeys(SourceWeights.model_fields, 0.0), "popular": 1.0}
 WEIGHTINGS = ("weights", "unseen_weights", "stale_weights", "short_weights", "cold_weights")
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "lamp", *COLOURS]
 
 
 def dataset() -> Dataset:
@@ -63,13 +60,9 @@ class Reader:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch, tiny_bert):
     """Settings with a cascade over retrieval order, a data set, and an engine that is not a network."""
-    torch.manual_seed(0)
-    model = tmp_path / "text"
-    BertTokenizer(vocab={word: at for at, word in enumerate(WORDS)}).save_pretrained(model)
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertForSequenceClassification(BertConfig(vocab_size=len(WORDS), num_labels=1, **shape)).save_pretrained(model)
+    model = tiny_bert(tmp_path / "text", ["lamp", *COLOURS], layers=1)
     reader, load = Reader(), TextRanker.load.__func__
 
     def read(cls, *args, **named):

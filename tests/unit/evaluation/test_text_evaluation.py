@@ -4,8 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from cluster import evaluate_text as evaluation
 from cluster.config import load_settings
@@ -45,21 +43,10 @@ def tables(folder, *, test_seed=1):
     return folder
 
 
-def tiny(folder):
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "tool", "good", "liked", "red", "blue"]
-    words += [f"b{n}" for n in range(5)]
-    folder.mkdir()
-    BertTokenizer(vocab={word: at for at, word in enumerate(words)}).save_pretrained(folder)
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-    config = BertConfig(vocab_size=len(words), num_labels=1, initializer_range=0.2, **shape)
-    BertForSequenceClassification(config).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def settings(tmp_path, monkeypatch):
-    model = tiny(tmp_path / "model")
+def settings(tmp_path, monkeypatch, tiny_bert):
+    words = ["tool", "good", "liked", "red", "blue", *(f"b{n}" for n in range(5))]
+    model = tiny_bert(tmp_path / "model", words, initializer_range=0.2)
     monkeypatch.setattr(Workspace, "encoder", lambda self, *, threads=None: HashEncoder(16))
     monkeypatch.setattr(Workspace, "encoder_folder", lambda self, **_: model)
     overrides = [

@@ -1,7 +1,7 @@
+from functools import partial
+
 import numpy as np
 import pytest
-import torch
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from models.candidates import SCORED_SOURCES, Candidates, Source
 from models.catalog import Item, ItemCatalog, write_catalog
@@ -84,26 +84,13 @@ def make_candidates():
 WORDS = "film drama comedy thriller western liked did not like : ; . , x red blue year genre 0 1 2 3 4 5 6 7 8 9"
 
 
-def _save_text_model(folder, *, labels=1):
-    folder.mkdir()
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS.split(), *(f"##{d}" for d in range(10))]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    tokenizer = BertTokenizer(vocab={w: at for at, w in enumerate(vocabulary)})
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        num_labels=labels,
-        initializer_range=0.5,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    return tokenizer
-
-
 @pytest.fixture(scope="session")
-def save_text_model():
-    return _save_text_model
+def save_text_model(tiny_bert):
+    """Return what writes a text ranker whose scores differ from pair to pair; its `labels` are 1 unless told."""
+    words = [*WORDS.split(), *(f"##{digit}" for digit in range(10))]
+    return partial(tiny_bert, words=words, hidden=32, intermediate=64, heads=4, initializer_range=0.5)
+
+
+@pytest.fixture
+def folder(tmp_path, save_text_model):
+    return save_text_model(tmp_path / "text")

@@ -19,9 +19,8 @@ PATIENT = StageCall("main", "r", 30_000.0)
 
 
 @pytest.fixture
-def text(tmp_path, save_text_model, catalog):
-    save_text_model(tmp_path / "text")
-    return TextRanker.load(tmp_path / "text", catalog, device="cpu", engine="packed", cached_profiles=0)
+def text(folder, catalog):
+    return TextRanker.load(folder, catalog, device="cpu", engine="packed", cached_profiles=0)
 
 
 @pytest.fixture

@@ -36,12 +36,6 @@ class HeldEngine:
 
 
 @pytest.fixture
-def folder(tmp_path, save_text_model):
-    save_text_model(tmp_path / "text")
-    return tmp_path / "text"
-
-
-@pytest.fixture
 def release(folder, catalog):
     ranker = TextRanker.load(folder, catalog, device="cpu", engine="transformers", cached_profiles=0)
     return SimpleNamespace(ranker=ranker)

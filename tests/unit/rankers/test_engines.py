@@ -21,10 +21,7 @@ WORDS = ["film", "drama", "comedy", "thriller", "western", "red", "blue"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, save_text_model):
-
-    folder = tmp_path_factory.mktemp("engines") / "text"
-    save_text_model(folder)
-    return folder
+    return save_text_model(tmp_path_factory.mktemp("engines") / "text")
 
 
 @pytest.fixture(scope="module")

@@ -130,9 +130,7 @@ def with_pictures(embeddings, *, of):
     return layout.joined(embeddings, {"image": pictures}), layout
 
 
-def test_pictures_change_no_text_feature(
-    catalog, embeddings, statistics, fusion, make_query, make_candidates, save_text_model, tmp_path
-):
+def test_pictures_change_no_text_feature(catalog, embeddings, statistics, fusion, make_query, make_candidates, folder):
     fused, layout = with_pictures(embeddings, of=[1, 4, 12, 15, 20])
     parts, query = (catalog, fused, statistics), make_query(intent=embeddings[3])
     wanted = fusion.build(query, make_candidates(range(10, 30)))
@@ -140,9 +138,8 @@ def test_pictures_change_no_text_feature(
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert wanted[:, [AT["text_max"], AT["text_mean"], AT["text_last"], AT["text_intent"]]].any(axis=0).all()
     # Whatever reads the features reads them so: the text ranker beside them too, also over items that changed.
-    save_text_model(tmp_path / "model")
     fusion_of = TextFusion(0.0, {"text_max": 1.0, "text_intent": 0.5})
-    text = TextRanker.load(tmp_path / "model", catalog, device="cpu")
+    text = TextRanker.load(folder, catalog, device="cpu")
     alone = FusedTextRanker(text, fusion_of, catalog, embeddings, statistics)
     beside = FusedTextRanker(text, fusion_of, *parts, layout=layout)
     for ranker in (beside, beside.over(*parts)):

@@ -13,12 +13,6 @@ from models.rankers.pairs import equal_batches
 from models.rankers.text import TextRanker
 
 
-@pytest.fixture
-def folder(tmp_path, save_text_model):
-    save_text_model(tmp_path / "text")
-    return tmp_path / "text"
-
-
 def test_int8_says_nearly_what_float32_says(folder, catalog, make_query, make_candidates):
     exact = TextRanker.load(folder, catalog, device="cpu").score(make_query(), make_candidates(range(40)))
     whole = TextRanker.load(folder, catalog, device="cpu", engine="int8").score(

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import BertTokenizer
 
 from models.candidates import Candidates
 from models.catalog import Item, ItemCatalog, write_catalog
@@ -13,20 +14,14 @@ from models.rankers.pairs import budget_batches, longest_first, pair_template
 from models.rankers.text import TextRanker
 
 
-@pytest.fixture
-def folder(tmp_path, save_text_model):
-    save_text_model(tmp_path / "text")
-    return tmp_path / "text"
-
-
 @pytest.fixture(params=["transformers", "packed"])
 def ranker(request, folder, catalog):
     # Without kept scores, or a second question would compare a score with itself.
     return TextRanker.load(folder, catalog, device="cpu", engine=request.param, cached_profiles=0)
 
 
-def test_a_pair_joined_from_cached_parts_is_what_the_tokenizer_makes_of_both_texts(tmp_path, save_text_model):
-    tokenizer = save_text_model(tmp_path / "t")
+def test_a_pair_joined_from_cached_parts_is_what_the_tokenizer_makes_of_both_texts(folder):
+    tokenizer = BertTokenizer.from_pretrained(folder)
     template = pair_template(tokenizer)
     first, second = "liked film 3", "thriller 12"
     parts = [np.asarray(tokenizer(t, add_special_tokens=False)["input_ids"], np.int32) for t in (first, second)]

@@ -5,8 +5,6 @@ import socket
 from dataclasses import replace
 
 import pytest
-import torch
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 from typer.testing import CliRunner
 
 from cluster.cli import app
@@ -30,25 +28,20 @@ from pipelines.training.train import train_ranker
 QUICK = {"train_positions": 4, "validation_positions": 2, "epochs": 1, "list_size": 60, "bootstrap_rounds": 200}
 
 
-def tiny_text(folder):
-    torch.manual_seed(0)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "liked", "red", "blue", *(f"g{n}" for n in range(5))]
-    folder.mkdir()
-    BertTokenizer(vocab={word: at for at, word in enumerate(words)}).save_pretrained(folder)
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertForSequenceClassification(BertConfig(vocab_size=len(words), num_labels=1, **shape)).save_pretrained(folder)
-    return folder
+@pytest.fixture
+def model(tmp_path, tiny_bert):
+    words = ["film", "liked", "red", "blue", *(f"g{n}" for n in range(5))]
+    return tiny_bert(tmp_path / "text", words, layers=1)
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, make_taste_log):
+def place(tmp_path, monkeypatch, make_taste_log, model):
     """A state folder in which a cascade is served: a trained first ranker, and a text ranker behind it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Workspace, "encoder", lambda self, *, threads=None: HashEncoder(16))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = int(taken.getsockname()[1])
-    model = tiny_text(tmp_path / "text")
     sets = [
         f"cluster.state={tmp_path / 'state'}",
         f"serve.http_port={port}",
@@ -64,7 +57,7 @@ def place(tmp_path, monkeypatch, make_taste_log):
     workspace.data.mkdir(parents=True, exist_ok=True)
     items = [Item(f"i{k}", f"film {k}", labels={"genre": (f"g{k % 5}",)}) for k in range(100)]
     write_dataset(Dataset("taste", items, make_taste_log(160)), workspace.dataset_folder("taste"))
-    return sets, workspace, model
+    return sets, workspace
 
 
 def run(sets, *options):
@@ -73,8 +66,8 @@ def run(sets, *options):
     return result, json.loads(result.stdout.splitlines()[-1])
 
 
-def test_a_new_first_ranker_is_compared_with_the_cascade_and_a_text_one_is_refused(place) -> None:
-    sets, workspace, model = place
+def test_a_new_first_ranker_is_compared_with_the_cascade_and_a_text_one_is_refused(place, model) -> None:
+    sets, workspace = place
     result, first = run(sets)
     assert (result.exit_code, first["outcome"]) == (0, "published"), result.output
     assert "vs_served" not in first["cascade"], "no cascade was served before"
@@ -102,11 +95,10 @@ def test_a_new_first_ranker_is_compared_with_the_cascade_and_a_text_one_is_refus
 
 
 def test_what_loses_to_the_served_cascade_is_told_apart_from_what_does_not(
-    tmp_path, make_catalog, patterned_log
+    tmp_path, make_catalog, patterned_log, model
 ) -> None:
     catalog, embeddings = make_catalog(100)
     log, artifacts = patterned_log, ArtifactStore(str(tmp_path / "a"), cache=tmp_path / "c")
-    model = tiny_text(tmp_path / "text")
     (tmp_path / "good").mkdir()
     settings = TrainingSettings(**QUICK, min_examples=10)
     train_ranker(log, catalog, embeddings, tmp_path / "good", settings=settings)

@@ -1,10 +1,10 @@
 """A pretrained text ranker is taken into an artifact, judged, and loads from there."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+import pytest
 
 from models.artifacts import ArtifactStore
 from models.bundle import load_bundle
@@ -23,15 +23,10 @@ from pipelines.dataset import Dataset
 from pipelines.settings import PipelinesSettings
 from pipelines.training.settings import TrainingSettings
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "liked", *"0123456789"]
 
-
-def tiny_text_model(folder: Path) -> Path:
-    BertTokenizer(vocab={word: at for at, word in enumerate(WORDS)}).save_pretrained(folder)
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertForSequenceClassification(BertConfig(vocab_size=len(WORDS), num_labels=1, **shape)).save_pretrained(folder)
-    return folder
+@pytest.fixture
+def model(tmp_path: Path, tiny_bert: Callable[..., Path]) -> Path:
+    return tiny_bert(tmp_path / "model", ["film", "liked", *"0123456789"], layers=1)
 
 
 def films() -> Dataset:
@@ -61,8 +56,9 @@ def serials(users: int = 20, each: int = 12, count: int = 40) -> Dataset:
     return Dataset("serials", items, log)
 
 
-def test_the_text_back_end_is_copied_judged_and_served_only_when_it_is_not_below_retrieval(tmp_path: Path) -> None:
-    model = tiny_text_model(tmp_path / "model")
+def test_the_text_back_end_is_copied_judged_and_served_only_when_it_is_not_below_retrieval(
+    tmp_path: Path, model: Path
+) -> None:
     artifacts = ArtifactStore(str(tmp_path / "artifacts"), cache=tmp_path / "cache")
     fetched: list[int] = []
 
@@ -106,8 +102,7 @@ def test_the_text_back_end_is_copied_judged_and_served_only_when_it_is_not_below
     assert isinstance(named.ranker, TextRanker) and named.ranker.engine.name == "transformers"
 
 
-def test_a_cascade_is_judged_against_its_first_ranker_and_loads_behind_it(tmp_path: Path) -> None:
-    model = tiny_text_model(tmp_path / "model")
+def test_a_cascade_is_judged_against_its_first_ranker_and_loads_behind_it(tmp_path: Path, model: Path) -> None:
     artifacts = ArtifactStore(str(tmp_path / "artifacts"), cache=tmp_path / "cache")
     ranking = RankerSettings(cascade=CascadeSettings(candidates=4))
     builder = Builder(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+from transformers import BertForSequenceClassification
 
 from models.behaviour.behaviour import BehaviourSettings
 from models.behaviour.statistics import fit_statistics
@@ -34,8 +34,7 @@ from pipelines.training.text_fuse import fit_fusion
 from pipelines.training.text_pairs import PairReader
 from pipelines.training.text_start import load_start
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "liked", ":", ";", ".", "red", "blue"]
-WORDS += [f"g{n}" for n in range(5)] + [f"n{n}" for n in range(100)]
+WORDS = ["film", "liked", ":", ";", ".", "red", "blue", *(f"g{n}" for n in range(5)), *(f"n{n}" for n in range(100))]
 QUICK = TextTrainingSettings(
     steps=24,
     lists_per_step=4,
@@ -51,14 +50,13 @@ SPLIT = TrainingSettings(train_positions=4, validation_positions=2, bootstrap_ro
 SOURCES = Sources(RetrievalSettings(), BehaviourSettings())
 
 
-def tiny(folder, *, layers=2, labels=1):
-    folder.mkdir(exist_ok=True)
-    BertTokenizer(vocab={word: at for at, word in enumerate(WORDS)}).save_pretrained(folder)
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 32}
-    shape["initializer_range"] = 0.2  # so small a model would take long to leave its even start
-    BertForSequenceClassification(BertConfig(vocab_size=len(WORDS), num_labels=labels, **shape)).save_pretrained(folder)
-    return folder
+@pytest.fixture
+def save_start(tiny_bert):
+    def save(folder, *, layers=2):
+        # A wide spread: with BERT's own the model would take long to leave its even start.
+        return tiny_bert(folder, WORDS, hidden=32, layers=layers, initializer_range=0.2)
+
+    return save
 
 
 @pytest.fixture
@@ -78,14 +76,16 @@ def trained(folder, start, log, catalog, embeddings, *, origin=None, settings=QU
     return train_text_ranker(log, catalog, embeddings, folder, origin or Origin(start), **options)
 
 
-def test_training_learns_and_what_it_wrote_is_served_with_the_scores_it_had(tmp_path, catalog, embeddings, make_log):
+def test_training_learns_and_what_it_wrote_is_served_with_the_scores_it_had(
+    tmp_path, catalog, embeddings, make_log, save_start
+):
     # Everybody takes items of two of the five genres: what was taken can be told by one word of its text.
     rng, liked = np.random.default_rng(5), np.flatnonzero(np.arange(100) % 5 < 2)
     log = make_log(
         [(f"u{u}", f"i{item}", 24 * u + n) for u in range(160) for n, item in enumerate(rng.permutation(liked)[:14])]
     )
     longer = QUICK.model_copy(update={"steps": 80, "lists_per_step": 8, "hard_negatives": 2, "random_negatives": 3})
-    metrics = trained(tmp_path / "ranker", tiny(tmp_path / "start"), log, catalog, embeddings, settings=longer)
+    metrics = trained(tmp_path / "ranker", save_start(tmp_path / "start"), log, catalog, embeddings, settings=longer)
     assert metrics["last_loss"] < metrics["first_loss"] - 0.01
     assert metrics["text_ndcg10"] > 0
     assert metrics == json.loads((tmp_path / "ranker" / "metrics.json").read_text())
@@ -158,9 +158,9 @@ class Killed(BaseException):
 
 
 def test_an_interrupted_training_ends_with_the_bytes_of_one_in_a_single_run(
-    tmp_path, catalog, embeddings, make_taste_log
+    tmp_path, catalog, embeddings, make_taste_log, save_start
 ):
-    log, start = make_taste_log(80), tiny(tmp_path / "start")
+    log, start = make_taste_log(80), save_start(tmp_path / "start")
     trained(tmp_path / "whole", start, log, catalog, embeddings)
 
     def dying(step, share):
@@ -179,8 +179,8 @@ def test_an_interrupted_training_ends_with_the_bytes_of_one_in_a_single_run(
     assert (tmp_path / "other" / "model.safetensors").read_bytes() != whole
 
 
-def test_frozen_layers_stay_as_they_are(tmp_path, catalog, embeddings, make_taste_log):
-    log, start = make_taste_log(80), tiny(tmp_path / "start", layers=4)
+def test_frozen_layers_stay_as_they_are(tmp_path, catalog, embeddings, make_taste_log, save_start):
+    log, start = make_taste_log(80), save_start(tmp_path / "start", layers=4)
     frozen = QUICK.model_copy(update={"frozen_layers": 2, "steps": 8})
     trained(tmp_path / "teacher", start, log, catalog, embeddings, settings=frozen)
     before, _ = load_start(start, QUICK, seed=0)
@@ -190,8 +190,10 @@ def test_frozen_layers_stay_as_they_are(tmp_path, catalog, embeddings, make_tast
     assert moved["bert.encoder.layer.3.output.dense.weight"] and moved["classifier.weight"]
 
 
-def test_a_student_keeps_fewer_layers_and_learns_its_teacher_s_scores(tmp_path, catalog, embeddings, make_taste_log):
-    log, teacher = make_taste_log(160), tiny(tmp_path / "teacher", layers=4)
+def test_a_student_keeps_fewer_layers_and_learns_its_teacher_s_scores(
+    tmp_path, catalog, embeddings, make_taste_log, save_start
+):
+    log, teacher = make_taste_log(160), save_start(tmp_path / "teacher", layers=4)
     strict = BertForSequenceClassification.from_pretrained(teacher)
     with torch.no_grad():
         strict.classifier.weight.mul_(10)  # an opinionated teacher
@@ -210,11 +212,11 @@ def test_a_student_keeps_fewer_layers_and_learns_its_teacher_s_scores(tmp_path, 
 STRANGE = ["", " ", "x" * 50_000, "🎬🎉 film", "فيلم قديم", "老电影 好看", "a\u202eb\u200f", "n1 " * 20_000]
 
 
-def test_no_text_is_too_strange_to_train_on(tmp_path, catalog, embeddings, make_taste_log):
+def test_no_text_is_too_strange_to_train_on(tmp_path, catalog, embeddings, make_taste_log, save_start):
     log = make_taste_log(60)
     items = [Item(f"i{k}", STRANGE[k % 8][:900], STRANGE[(k + 3) % 8]) for k in range(100)]
     strange = ItemCatalog.of(items)
-    metrics = trained(tmp_path / "r", tiny(tmp_path / "start"), log, strange, embeddings, settings=QUICK)
+    metrics = trained(tmp_path / "r", save_start(tmp_path / "start"), log, strange, embeddings, settings=QUICK)
     assert np.isfinite(metrics["last_loss"])
     ranker = load_ranker(tmp_path / "r", strange, embeddings, fit_statistics(log, strange), device="cpu")
     for query in (RetrievalQuery(n=5, now_ms=10**13), RetrievalQuery(n=5, now_ms=10**13, seed_items=("i2", "nobody"))):
@@ -222,32 +224,34 @@ def test_no_text_is_too_strange_to_train_on(tmp_path, catalog, embeddings, make_
 
 
 @pytest.mark.parametrize("users", [0, 1])
-def test_next_to_no_users_are_a_reason_and_not_a_crash(tmp_path, catalog, embeddings, make_taste_log, users):
+def test_next_to_no_users_are_a_reason_and_not_a_crash(
+    tmp_path, catalog, embeddings, make_taste_log, users, save_start
+):
     log = make_taste_log(5)
     log = log.take(np.isin(log.user_ids, [f"u{n}" for n in range(users)]))
-    metrics = trained(tmp_path / "r", tiny(tmp_path / "start"), log, catalog, embeddings)
+    metrics = trained(tmp_path / "r", save_start(tmp_path / "start"), log, catalog, embeddings)
     assert not metrics["switch_on"] and "min_examples" in metrics["reason"]
     assert [p.name for p in (tmp_path / "r").iterdir()] == ["metrics.json"]
 
 
-def test_what_cannot_be_started_from_is_refused_by_name(tmp_path, catalog, embeddings, make_taste_log):
+def test_what_cannot_be_started_from_is_refused_by_name(tmp_path, catalog, embeddings, make_taste_log, save_start):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(RankerError, match="nothing: not a model"):
         trained(tmp_path / "r", tmp_path / "nothing", make_taste_log(60), catalog, embeddings)
-    damaged = tiny(tmp_path / "damaged")
+    damaged = save_start(tmp_path / "damaged")
     (damaged / "model.safetensors").write_bytes(b"half a file")
     with pytest.raises(RankerError, match="damaged: not a model"):
         trained(tmp_path / "d", damaged, make_taste_log(60), catalog, embeddings)
     many = QUICK.model_copy(update={"layers": 9})
     with pytest.raises(RankerError, match=r"layers = 9, but the model has 2"):
-        trained(tmp_path / "s", tiny(tmp_path / "start"), make_taste_log(60), catalog, embeddings, settings=many)
+        trained(tmp_path / "s", save_start(tmp_path / "start"), make_taste_log(60), catalog, embeddings, settings=many)
 
 
 @pytest.mark.parametrize("compressed", [True, False])
 def test_a_served_ranker_of_other_vectors_or_features_is_not_compared(
-    tmp_path, catalog, embeddings, make_taste_log, compressed
+    tmp_path, catalog, embeddings, make_taste_log, compressed, save_start
 ):
-    served = tiny(tmp_path / "served")
+    served = save_start(tmp_path / "served")
     if compressed:
         shape = NetworkShape(text_dim=8, labels=0, numbers=POPULARITY_COLUMNS, features=len(FEATURE_NAMES))
         CompressedModel(shape, initialise(shape, seed=0), (), ()).save(served)
@@ -256,7 +260,7 @@ def test_a_served_ranker_of_other_vectors_or_features_is_not_compared(
         (served / "ranker.json").write_text(json.dumps({"backend": "text", "fusion": fusion}))
     log = make_taste_log(120)
     few = QUICK.model_copy(update={"steps": 4})
-    start = tiny(tmp_path / "start")
+    start = save_start(tmp_path / "start")
     metrics = trained(tmp_path / "ranker", start, log, catalog, embeddings, settings=few, incumbent=served)
     assert metrics["steps"] == 4 and "fused_vs_retrieval" in metrics and "fused_vs_incumbent" not in metrics
 

@@ -149,23 +149,15 @@ def test_going_on_without_a_ranker_is_one_sentence(place, make_taste_log):
     assert result.exit_code == 1 and "leave it out" in answer["error"]
 
 
-def tiny_text(folder):
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
-
-    torch.manual_seed(0)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "liked", "red", "blue", *(f"g{n}" for n in range(5))]
-    folder.mkdir()
-    BertTokenizer(vocab={word: at for at, word in enumerate(words)}).save_pretrained(folder)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-    BertForSequenceClassification(BertConfig(vocab_size=len(words), num_labels=1, **shape)).save_pretrained(folder)
-    return folder
+@pytest.fixture
+def start(tmp_path, tiny_bert):
+    return tiny_bert(tmp_path / "start", ["film", "liked", "red", "blue", *(f"g{n}" for n in range(5))])
 
 
-def test_a_text_ranker_is_trained_published_loaded_and_distilled_by_the_same_command(place, make_taste_log, tmp_path):
+def test_a_text_ranker_is_trained_published_loaded_and_distilled_by_the_same_command(place, make_taste_log, start):
     workspace = imported(place, make_taste_log(120))
     quick = "{steps: 6, lists_per_step: 4, max_tokens: 32, list_size: 20, validation_cases: 20, frozen_layers: 0"
-    sets = [f"pipelines.text={quick}, start_uri: {tiny_text(tmp_path / 'start')}}}"]
+    sets = [f"pipelines.text={quick}, start_uri: {start}}}"]
     result, first = run(place, "train", "--kind", "text", sets=sets)
     assert first["kind"] == "text" and first["metrics"]["steps"] == 6, result.output
     assert {"text_vs_retrieval", "fused_vs_retrieval", "training_s"} <= set(first["metrics"])
@@ -179,8 +171,8 @@ def test_a_text_ranker_is_trained_published_loaded_and_distilled_by_the_same_com
     assert result.exit_code == 1 and "that is a text one" in answer["error"]
 
 
-def test_no_second_text_ranker_stands_behind_a_trained_one(place, make_taste_log, tmp_path):
-    workspace, start = imported(place, make_taste_log(120)), tiny_text(tmp_path / "start")
+def test_no_second_text_ranker_stands_behind_a_trained_one(place, make_taste_log, start):
+    workspace = imported(place, make_taste_log(120))
     quick = "{steps: 6, lists_per_step: 4, max_tokens: 32, list_size: 20, validation_cases: 20, frozen_layers: 0"
     sets = [f"pipelines.text={quick}, start_uri: {start}}}"]
     sets += [f"models.ranker.text_uri={start}", "models.ranker.cascade.candidates=8"]

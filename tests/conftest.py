@@ -6,12 +6,14 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from models.artifacts import ArtifactStore
 from models.bundle import ReleaseBundle, load_bundle
+from models.candidates import SCORED_SOURCES, Candidates
 from models.catalog import CATALOG_FILE, Item, ItemCatalog, write_catalog
 from models.encoder import HashEncoder
 from models.events import EventLog, EventType
@@ -19,10 +21,13 @@ from models.explain.evidence import Evidence, build_evidence
 from models.explain.positives import positives_of
 from models.features import ANONYMOUS
 from models.releases import Release
+from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings
 from pipelines.build import Builder
 from pipelines.dataset import Dataset
 from pipelines.settings import PipelinesSettings
+from pipelines.training.settings import TextTrainingSettings
+from pipelines.training.text_cases import TextCase
 
 
 def pytest_configure() -> None:
@@ -144,6 +149,56 @@ def save_tiny_bert(
 @pytest.fixture(scope="session")
 def tiny_bert() -> Callable[..., Path]:
     return save_tiny_bert
+
+
+@dataclass(frozen=True)
+class TwoWorkers:
+    """A text training for two processes, wherever they run: what goes into it, and what has to come out."""
+
+    save: Callable[..., Path]
+    settings = TextTrainingSettings(
+        steps=10,
+        lists_per_step=4,
+        max_tokens=32,
+        frozen_layers=0,
+        checkpoint_steps=4,
+        workers=2,
+        learning_rate=1e-3,
+        bfloat16=False,  # half as many pairs are rounded otherwise; what is asked here is whether the sums are the same
+    )
+    catalog = ItemCatalog.of([Item(f"i{n}", f"film n{n}") for n in range(ITEMS)])
+
+    def start(self, folder: Path) -> Path:
+        """Write the model to start from."""
+        words = ["film", "liked", "red", "blue", *(f"n{n}" for n in range(ITEMS))]
+        return self.save(folder, words, initializer_range=0.2)
+
+    def cases(self, count: int) -> list[TextCase]:
+        rng = np.random.default_rng(0)
+        none = np.zeros((10, len(SCORED_SOURCES)), np.float32)
+        cases = []
+        for user in range(count):
+            rows = rng.permutation(ITEMS)[:11].astype(np.int32)
+            seeds = tuple(f"i{row}" for row in rng.permutation(ITEMS)[:3])
+            query = RetrievalQuery(n=10, now_ms=10**12, seed_items=seeds)
+            found = Candidates(rows[:10], np.ones(10, np.uint16), none, np.zeros(10, np.float32))
+            cases.append(TextCase(user, query, found, int(rows[10]), -1))
+        return cases
+
+    def assert_same_steps(self, before: dict[str, Any], model: Any, theirs: dict[str, Any]) -> None:
+        """Both moved the weights the same way; single ones differ, where the sum of nothing decides what Adam does."""
+        import torch
+
+        ours = dict(model.named_parameters())
+        moved = torch.cat([(ours[n].detach() - before[n]).reshape(-1) for n in ours])
+        other = torch.cat([(theirs[n] - before[n]).reshape(-1) for n in ours])
+        assert float(moved.norm()) > 0.01
+        assert float((moved - other).norm() / moved.norm()) < 0.05
+
+
+@pytest.fixture(scope="session")
+def two_workers(tiny_bert: Callable[..., Path]) -> TwoWorkers:
+    return TwoWorkers(tiny_bert)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import shlex
 import signal
-import socket
 
 import pytest
 import typer
@@ -41,13 +40,6 @@ def _signals_as_before():
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 @pytest.fixture

@@ -2,33 +2,42 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner, Result
 
+from cluster.cli import app
+from cluster.config import load_settings
+from cluster.workspace import Workspace
 from models.catalog import Item, ItemCatalog, write_catalog
 from models.encoder import HashEncoder
 from models.events import EventLog, EventType
+from pipelines.dataset import Dataset, write_dataset
 
 HOUR_MS = 3_600_000
+
+
+def films(count, *, genres=True, years=True):
+    return [
+        Item(
+            f"i{k}",
+            f"film {k}",
+            labels={"genre": (f"g{k % 5}",)} if genres else {},
+            numbers={"year": 1980.0 + k % 30} if years else {},
+        )
+        for k in range(count)
+    ]
 
 
 @pytest.fixture
 def make_catalog(tmp_path):
     def make(n, *, attributes=True):
-        items = [
-            Item(
-                f"i{k}",
-                f"film {k}",
-                labels={"genre": (f"g{k % 5}",)} if attributes else {},
-                numbers={"year": 1980.0 + k % 30} if attributes else {},
-            )
-            for k in range(n)
-        ]
-        write_catalog(items, tmp_path / "catalog.arrow")
+        write_catalog(films(n, genres=attributes, years=attributes), tmp_path / "catalog.arrow")
         catalog = ItemCatalog(tmp_path)
         return catalog, HashEncoder(16).encode([catalog.document(r) for r in range(n)])
 
@@ -77,6 +86,47 @@ def make_taste_log():
         return log_of(rows)
 
     return make
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, free_port):
+    """Settings of an empty state folder: a quick training, vectors by the shipped fake, and nothing that runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Workspace, "encoder", lambda self, *, threads=None: HashEncoder(16))
+    return [
+        f"cluster.state={tmp_path / 'state'}",
+        f"serve.http_port={free_port}",
+        "cluster.dataset=taste",
+        "models.encoder.dimension=16",
+        "pipelines.canary={min_overlap: 0}",
+        "pipelines.training={train_positions: 4, validation_positions: 2, epochs: 1, list_size: 60, "
+        "bootstrap_rounds: 200, min_examples: 10}",
+    ]
+
+
+def _imported(place: list[str], log: EventLog, *, items: int = 100, years: bool = True) -> Workspace:
+    workspace = Workspace(load_settings("local", place, environ={}))
+    workspace.data.mkdir(parents=True, exist_ok=True)
+    write_dataset(Dataset("taste", films(items, years=years), log), workspace.dataset_folder("taste"))
+    return workspace
+
+
+@pytest.fixture(scope="session")
+def imported() -> Callable[..., Workspace]:
+    """Return what puts films and a log into a state folder, as the data set of its settings."""
+    return _imported
+
+
+def _run(place: list[str], command: str, *options: str, sets: Iterable[str] = ()) -> tuple[Result, dict[str, Any]]:
+    named = [part for override in [*place, *sets] for part in ("--set", override)]
+    result = CliRunner().invoke(app, [command, *named, "--json", *options])
+    return result, json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., tuple[Result, dict[str, Any]]]:
+    """Return what runs a command of `raycommend` under settings, and gives its result and its answer."""
+    return _run
 
 
 FORKS = """

@@ -1,74 +1,40 @@
 """What goes wrong in offline work is one sentence that names the fix, not a traceback."""
 
-import json
-import socket
-
 import pytest
 from ray.train import ControllerError, WorkerGroupError
-from typer.testing import CliRunner
 
 from cluster import reembed
-from cluster.cli import app
 from cluster.config import load_settings
 from cluster.errors import OperatorError
 from cluster.operating import FIXABLE
 from cluster.workspace import Workspace
-from models.catalog import Item
 from models.encoder import HashEncoder
-from pipelines.dataset import Dataset, write_dataset
 from pipelines.errors import BuildError
 from pipelines.index_shards import cut
 from pipelines.training.text_workers import cause_of
 
-TRAINING = (
-    "pipelines.training={train_positions: 4, validation_positions: 2, epochs: 1, list_size: 60, bootstrap_rounds: 200, "
-    "min_examples: 10}"
-)
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = int(taken.getsockname()[1])
-    sets = [f"cluster.state={tmp_path / 'state'}", f"serve.http_port={port}", "cluster.dataset=taste", TRAINING]
-    return [*sets, "pipelines.canary={min_overlap: 0}"]
-
-
-def imported(place, log, *, items: int) -> None:
-    workspace = Workspace(load_settings("local", place, environ={}))
-    workspace.data.mkdir(parents=True, exist_ok=True)
-    of = [Item(f"i{k}", f"film {k}", labels={"genre": (f"g{k % 5}",)}) for k in range(items)]
-    write_dataset(Dataset("taste", of, log), workspace.dataset_folder("taste"))
-
-
-def run(place, monkeypatch, command, *options, dimension: int, sets=()):
-    monkeypatch.setattr(Workspace, "encoder", lambda self, *, threads=None: HashEncoder(dimension))
-    named = [p for one in (*place, f"models.encoder.dimension={dimension}", *sets) for p in ("--set", one)]
-    result = CliRunner().invoke(app, [command, *named, "--json", *options])
-    return result, json.loads(result.stdout.splitlines()[-1])
-
 
 def test_going_on_from_a_ranker_of_other_vectors_names_the_option_to_leave_out(
-    place, monkeypatch, make_taste_log
+    place, monkeypatch, make_taste_log, imported, run
 ) -> None:
     log = make_taste_log(160)
     early = log.take(log.timestamps_ms <= sorted(log.timestamps_ms)[len(log) * 3 // 4])
-    imported(place, early, items=100)
-    result, first = run(place, monkeypatch, "train", dimension=16)
+    imported(place, early, years=False)
+    result, first = run(place, "train")
     assert (result.exit_code, first["outcome"]) == (0, "published"), result.output
-    imported(place, log, items=100)
-    other = ("models.encoder.max_tokens=64",)
-    result, answer = run(place, monkeypatch, "train", "--incremental", dimension=8, sets=other)
+    imported(place, log, years=False)
+    other = ("models.encoder.dimension=8", "models.encoder.max_tokens=64")
+    monkeypatch.setattr(Workspace, "encoder", lambda self, *, threads=None: HashEncoder(8))
+    result, answer = run(place, "train", "--incremental", sets=other)
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
     assert "8 dimensions" in answer["error"] and "leave out --incremental" in answer["error"]
 
 
-def test_an_index_that_does_not_fit_names_the_setting(place, monkeypatch, make_taste_log) -> None:
-    imported(place, make_taste_log(3), items=1100)
-    sets = (f"pipelines.index_memory_bytes={16 << 20}", "pipelines.train_ranker=false")
-    result, answer = run(place, monkeypatch, "build", dimension=2000, sets=sets)
+def test_an_index_that_does_not_fit_names_the_setting(place, monkeypatch, make_taste_log, imported, run) -> None:
+    imported(place, make_taste_log(3), items=1100, years=False)
+    wide = ("models.encoder.dimension=2000", f"pipelines.index_memory_bytes={16 << 20}", "pipelines.train_ranker=false")
+    monkeypatch.setattr(Workspace, "encoder", lambda self, *, threads=None: HashEncoder(2000))
+    result, answer = run(place, "build", sets=wide)
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
     assert "raise pipelines.index_memory_bytes" in answer["error"]
 

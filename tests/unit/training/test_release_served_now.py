@@ -1,7 +1,5 @@
 """Which release training and new vectors go on from: the one the store points at, and not the newest."""
 
-import socket
-
 import pytest
 
 from cluster.config import load_settings
@@ -21,11 +19,8 @@ DATA = Dataset("ours", [Item("i", "film")], EventLog.empty())
 
 
 @pytest.fixture
-def settings(tmp_path, monkeypatch):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    server = start_valkey(tmp_path / "store", port=port, role="store", password="pw")
+def settings(tmp_path, monkeypatch, free_port):
+    server = start_valkey(tmp_path / "store", port=free_port, role="store", password="pw")
     monkeypatch.setenv(STORE_URL, server.url)
     overrides = [f"cluster.state={tmp_path / 'state'}", "cluster.store.mode=external"]
     yield load_settings("local", overrides, environ={STORE_URL: server.url})

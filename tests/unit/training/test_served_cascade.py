@@ -1,26 +1,17 @@
 """A cascade that is served is the one to beat as a whole, when one of its two rankers is made anew."""
 
-import json
-import socket
 from dataclasses import replace
 
 import pytest
-from typer.testing import CliRunner
 
-from cluster.cli import app
-from cluster.config import load_settings
 from cluster.train import _lost
-from cluster.workspace import Workspace
 from models.artifacts import ArtifactStore
 from models.behaviour.behaviour import BehaviourSettings
-from models.catalog import Item
-from models.encoder import HashEncoder
 from models.rankers.compressed import CompressedModel
 from models.rankers.second import SECOND_RANKER
 from models.rankers.settings import CascadeSettings, RankerSettings
 from models.releases import new_release
 from models.retrieval.settings import RetrievalSettings
-from pipelines.dataset import Dataset, write_dataset
 from pipelines.second_ranker import Served, take_second_ranker
 from pipelines.training.settings import TrainingSettings
 from pipelines.training.train import train_ranker
@@ -35,40 +26,20 @@ def model(tmp_path, tiny_bert):
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, make_taste_log, model):
-    """A state folder in which a cascade is served: a trained first ranker, and a text ranker behind it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Workspace, "encoder", lambda self, *, threads=None: HashEncoder(16))
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = int(taken.getsockname()[1])
+def served(place, imported, make_taste_log, model):
+    """A state folder in which a cascade is to be served: a trained first ranker, and a text ranker behind it."""
     sets = [
-        f"cluster.state={tmp_path / 'state'}",
-        f"serve.http_port={port}",
-        "cluster.dataset=taste",
-        "models.encoder.dimension=16",
+        *place,
         f"models.ranker.text_uri={model}",
         "models.ranker.cascade.candidates=5",
-        "pipelines.canary={min_overlap: 0}",
         "pipelines.text_validation_cases=30",
-        f"pipelines.training={json.dumps({**QUICK, 'min_examples': 10})}",
     ]
-    workspace = Workspace(load_settings("local", sets, environ={}))
-    workspace.data.mkdir(parents=True, exist_ok=True)
-    items = [Item(f"i{k}", f"film {k}", labels={"genre": (f"g{k % 5}",)}) for k in range(100)]
-    write_dataset(Dataset("taste", items, make_taste_log(160)), workspace.dataset_folder("taste"))
-    return sets, workspace
+    return sets, imported(sets, make_taste_log(160), years=False)
 
 
-def run(sets, *options):
-    named = [part for override in sets for part in ("--set", override)]
-    result = CliRunner().invoke(app, ["train", *named, "--json", *options])
-    return result, json.loads(result.stdout.splitlines()[-1])
-
-
-def test_a_new_first_ranker_is_compared_with_the_cascade_and_a_text_one_is_refused(place, model) -> None:
-    sets, workspace = place
-    result, first = run(sets)
+def test_a_new_first_ranker_is_compared_with_the_cascade_and_a_text_one_is_refused(served, model, run) -> None:
+    sets, workspace = served
+    result, first = run(sets, "train")
     assert (result.exit_code, first["outcome"]) == (0, "published"), result.output
     assert "vs_served" not in first["cascade"], "no cascade was served before"
     # Whatever the tiny text model brings: from here on it is behind the first one.
@@ -77,14 +48,14 @@ def test_a_new_first_ranker_is_compared_with_the_cascade_and_a_text_one_is_refus
     both = new_release({**latest.artifacts, SECOND_RANKER: ref}, **latest.notes)
     workspace.releases().save(both)
 
-    result, text = run(sets, "--kind", "text")
+    result, text = run(sets, "train", "--kind", "text")
     assert result.exit_code == 1 and "train --kind compressed" in text["error"]
     assert workspace.releases().latest().release_id == both.release_id
 
-    result, same = run(sets)
+    result, same = run(sets, "train")
     assert same["outcome"] == "unchanged" and "vs_served" not in same.get("cascade", {})
 
-    result, new = run([*sets, "pipelines.seed=3"])
+    result, new = run(sets, "train", sets=["pipelines.seed=3"])
     assert new["parent"] == first["ranker"] and new["ranker"] != first["ranker"]
     if new["metrics"]["switch_on"]:
         lost = new["cascade"]["vs_served"]["mean"] < 0

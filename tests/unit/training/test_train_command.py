@@ -1,78 +1,32 @@
 """`raycommend train` over a state folder: what is published, what is not, and what it says."""
 
-import json
 import shutil
-import socket
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from cluster.cli import app
 from cluster.config import load_settings
 from cluster.errors import OperatorError
 from cluster.prepare import keep_release
-from cluster.workspace import Workspace
 from models.bundle import load_bundle
-from models.catalog import Item, ItemCatalog
+from models.catalog import ItemCatalog
 from models.consumer.event_log import write_entries
-from models.encoder import HashEncoder
 from models.events import Event, EventType
 from models.rankers.second import SECOND_RANKER
 from models.releases import new_release
 from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings
 from models.store.streams import StreamEntry
-from pipelines.dataset import Dataset, write_dataset
 from pipelines.text_maker import TextTraining
-
-TRAINING = (
-    "pipelines.training={train_positions: 4, validation_positions: 2, epochs: 1, list_size: 60, bootstrap_rounds: 200, "
-    "min_examples: 10}"
-)
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch, make_taste_log):
-    """A state folder with an imported data set, vectors by the shipped fake, and nothing that runs."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Workspace, "encoder", lambda self, *, threads=None: HashEncoder(16))
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = int(taken.getsockname()[1])
-    overrides = [
-        f"cluster.state={tmp_path / 'state'}",
-        f"serve.http_port={port}",
-        "cluster.dataset=taste",
-        "models.encoder.dimension=16",
-        "pipelines.canary={min_overlap: 0}",
-        TRAINING,
-    ]
-    return overrides
 
 
 def settings_of(place):
     return load_settings("local", place, environ={})
 
 
-def imported(place, log):
-    items = [
-        Item(f"i{k}", f"film {k}", labels={"genre": (f"g{k % 5}",)}, numbers={"year": 1980.0 + k % 30})
-        for k in range(100)
-    ]
-    workspace = Workspace(settings_of(place))
-    workspace.data.mkdir(parents=True, exist_ok=True)
-    write_dataset(Dataset("taste", items, log), workspace.dataset_folder("taste"))
-    return workspace
-
-
-def run(place, command, *options, sets=()):
-    named = [part for override in [*place, *sets] for part in ("--set", override)]
-    result = CliRunner().invoke(app, [command, *named, "--json", *options])
-    return result, json.loads(result.stdout.splitlines()[-1])
-
-
-def test_training_publishes_a_release_then_finds_nothing_new_then_goes_on_from_live_events(place, make_taste_log):
+def test_training_publishes_a_release_then_finds_nothing_new_then_goes_on_from_live_events(
+    place, make_taste_log, imported, run
+):
     log = make_taste_log(160)
     workspace = imported(place, log)
     result, first = run(place, "train")
@@ -122,11 +76,13 @@ def live_events(workspace, *, users, after_ms):
     return at
 
 
-def test_a_ranker_that_loses_is_kept_but_not_published_and_the_exit_code_says_so(place, make_taste_log):
+def test_a_ranker_that_loses_is_kept_but_not_published_and_the_exit_code_says_so(place, make_taste_log, imported, run):
     workspace = imported(place, make_taste_log(160))
     _, first = run(place, "train")
     served = workspace.releases().latest().release_id
-    weak = TRAINING.replace("epochs: 1", "epochs: 0").replace("train_positions: 4", "train_positions: 1")
+    [training] = [override for override in place if override.startswith("pipelines.training=")]
+    weak = training.replace("epochs: 1", "epochs: 0").replace("train_positions: 4", "train_positions: 1")
+    assert weak.count("epochs: 0") == weak.count("train_positions: 1") == 1
     result, lost = run(place, "train", sets=[weak])
     assert result.exit_code == 4
     assert lost["ok"] is False and lost["outcome"] == "lost" and "served now" in lost["said"]
@@ -135,7 +91,7 @@ def test_a_ranker_that_loses_is_kept_but_not_published_and_the_exit_code_says_so
     assert workspace.releases().latest().release_id == served
 
 
-def test_one_user_is_too_little_to_learn_from_and_nothing_is_published(place, make_taste_log):
+def test_one_user_is_too_little_to_learn_from_and_nothing_is_published(place, make_taste_log, imported, run):
     log = make_taste_log(5)
     workspace = imported(place, log.take(log.user_ids == "u0"))
     result, lost = run(place, "train")
@@ -143,7 +99,7 @@ def test_one_user_is_too_little_to_learn_from_and_nothing_is_published(place, ma
     assert workspace.releases().latest() is None
 
 
-def test_going_on_without_a_ranker_is_one_sentence(place, make_taste_log):
+def test_going_on_without_a_ranker_is_one_sentence(place, make_taste_log, imported, run):
     imported(place, make_taste_log(5))
     result, answer = run(place, "train", "--incremental")
     assert result.exit_code == 1 and "leave it out" in answer["error"]
@@ -154,7 +110,9 @@ def start(tmp_path, tiny_bert):
     return tiny_bert(tmp_path / "start", ["film", "liked", "red", "blue", *(f"g{n}" for n in range(5))])
 
 
-def test_a_text_ranker_is_trained_published_loaded_and_distilled_by_the_same_command(place, make_taste_log, start):
+def test_a_text_ranker_is_trained_published_loaded_and_distilled_by_the_same_command(
+    place, make_taste_log, start, imported, run
+):
     workspace = imported(place, make_taste_log(120))
     quick = "{steps: 6, lists_per_step: 4, max_tokens: 32, list_size: 20, validation_cases: 20, frozen_layers: 0"
     sets = [f"pipelines.text={quick}, start_uri: {start}}}"]
@@ -171,7 +129,7 @@ def test_a_text_ranker_is_trained_published_loaded_and_distilled_by_the_same_com
     assert result.exit_code == 1 and "that is a text one" in answer["error"]
 
 
-def test_no_second_text_ranker_stands_behind_a_trained_one(place, make_taste_log, start):
+def test_no_second_text_ranker_stands_behind_a_trained_one(place, make_taste_log, start, imported, run):
     workspace = imported(place, make_taste_log(120))
     quick = "{steps: 6, lists_per_step: 4, max_tokens: 32, list_size: 20, validation_cases: 20, frozen_layers: 0"
     sets = [f"pipelines.text={quick}, start_uri: {start}}}"]
@@ -199,7 +157,7 @@ def test_a_share_of_a_cpu_decides_nothing_about_the_ranker(place, tmp_path):
     assert inputs("pipelines.text.steps=9") != inputs()
 
 
-def test_a_student_without_a_teacher_is_one_sentence(place, make_taste_log):
+def test_a_student_without_a_teacher_is_one_sentence(place, make_taste_log, imported, run):
     imported(place, make_taste_log(5))
     result, answer = run(place, "train", "--kind", "text", "--student", "2")
     assert result.exit_code == 1 and "there is none" in answer["error"]
@@ -207,7 +165,9 @@ def test_a_student_without_a_teacher_is_one_sentence(place, make_taste_log):
     assert result.exit_code == 1 and "--kind text" in answer["error"]
 
 
-def test_a_served_ranker_that_does_not_match_its_manifest_is_refused_and_stays_where_it_is(place, make_taste_log):
+def test_a_served_ranker_that_does_not_match_its_manifest_is_refused_and_stays_where_it_is(
+    place, make_taste_log, imported, run
+):
     workspace = imported(place, make_taste_log(160))
     _, first = run(place, "train")
     artifact = workspace.artifacts().get(first["ranker"])
@@ -219,7 +179,7 @@ def test_a_served_ranker_that_does_not_match_its_manifest_is_refused_and_stays_w
 
 
 def test_a_release_whose_ranker_does_not_match_its_manifest_is_not_kept_and_the_old_one_stays(
-    place, make_taste_log, tmp_path
+    place, make_taste_log, tmp_path, imported, run
 ):
     workspace = imported(place, make_taste_log(160))
     _, first = run(place, "train")

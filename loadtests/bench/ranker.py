@@ -53,6 +53,8 @@ class Options(BaseModel):
     """Concurrent callers of the queue comparison."""
     pairs: int = Field(96, ge=16, le=2000)
     """Text pairs per round and engine."""
+    compressed: bool = True
+    """Whether to measure the release's own ranker."""
     text: bool = True
     """Whether to measure the text ranker too."""
     model: str | None = None
@@ -98,8 +100,9 @@ def bench(context: BenchContext) -> None:
     dataset = workspace.dataset(str(release.notes["dataset"]))
     asked = _requests(bundle, dataset.events, options.requests)
     context.facts |= {"dataset": dataset.name, "items": len(bundle.catalog), "requests": len(asked)}
-    with linear_algebra_threads(1):
-        _compressed(context, options, bundle, asked)
+    if options.compressed:
+        with linear_algebra_threads(1):
+            _compressed(context, options, bundle, asked)
     if options.text:
         with linear_algebra_threads(os.cpu_count() or 1):
             catalog, some = bundle.catalog, [(query, found.take(np.arange(LIST))) for query, found in asked]

@@ -249,6 +249,9 @@ def _baskets(context: BenchContext, reports: Mapping[str, Report]) -> None:
         context.facts[f"{question}_best_baseline"] = best
         if aim is not None:
             _advantage(context, f"{question}_vs_best_lower", report, MERGED, best)
+        if FUSED in files:
+            context.target(f"{question}_fused_ndcg10", "array_mean", files[FUSED])
+            _advantage(context, f"{question}_fused_vs_merged_lower", report, FUSED, MERGED, aim=_ABOVE if aim else None)
 
 
 def _advantage(

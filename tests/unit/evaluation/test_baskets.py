@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.evaluate import named
+from cluster.evaluate import COLD, FUSED, MERGED, NEW, REPEAT, named
+from loadtests.bench import quality
+from loadtests.bench.harness import BenchContext
 from models.behaviour.behaviour import Behaviour, BehaviourSettings, behaviour_of, fit_behaviour
 from models.behaviour.ease import fit_ease
 from models.behaviour.interactions import interactions_of
@@ -21,11 +23,12 @@ from models.retrieval.engine import RetrievalEngine
 from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings, SourceWeights
 from pipelines.evaluation.ablation import uniform
-from pipelines.evaluation.baselines import SHOP_BASELINES, once, shop_baselines
+from pipelines.evaluation.baselines import SHOP_BASELINES, Recommend, once, shop_baselines
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.protocol import moment_of, split_by_time
 from pipelines.evaluation.tune_baskets import STRETCHES, split_of, tune_baskets
 
+QUESTIONS = (NEW, REPEAT, COLD)
 DAY_MS = 86_400_000
 ITEMS = 30
 
@@ -238,3 +241,24 @@ def test_poisoned_test_baskets_change_the_score_and_nothing_that_is_learned(cata
         scores.append(report.methods["ours"].metrics["ndcg"].mean)
     assert lists[0] == lists[1] and len(lists[0]) > 10
     assert scores[0] != scores[1]
+
+
+def test_a_shop_states_what_its_ranker_brings_where_one_is_trained(catalog: ItemCatalog, tmp_path: Path) -> None:
+    split = split_by_time(shop(), repeats=True)
+
+    def fixed(items: list[str]) -> Callable[[EventLog], Recommend]:
+        return lambda _: lambda query, k: items[:k]
+
+    methods = {name: fixed([]) for name in (*SHOP_BASELINES, MERGED)} | {FUSED: fixed([f"i{n}" for n in range(ITEMS)])}
+    for name, asked in (("with", methods), ("without", {n: m for n, m in methods.items() if n != FUSED})):
+        (tmp_path / name).mkdir()
+        context = BenchContext("quality", tmp_path / name, {}, settings={}, tell=lambda _: None)
+        quality._baskets(context, dict.fromkeys(QUESTIONS, evaluate(lambda _: split, catalog, asked, seeds=(0,))))
+        stated = {one: target.aim for one, target in context.targets.items() if one.endswith("fused_vs_merged_lower")}
+        assert list(stated) == (
+            [f"{question}_fused_vs_merged_lower" for question in QUESTIONS] if FUSED in asked else []
+        )
+        assert all((aim is None) == one.startswith(COLD) for one, aim in stated.items())
+        if FUSED in asked:
+            (gain,) = np.load(tmp_path / name / f"{NEW}_fused_vs_merged_lower.npy").mean(keepdims=True)
+            assert gain > 0

@@ -38,8 +38,8 @@ class RankingLists:
     """L lists of N candidates, padded at the end.
 
     `rows` int32[L, N], -1 is padding; `features` float32[L, N, F]; `merged` float32[L, N], -inf at padding;
-    `target` int32[L], the position of the item that was taken, -1 when retrieval missed it;
-    `relevance` float32[L, N], 1 for that item and less for what the user took soon after;
+    `target` int32[L], the position of the item that was taken (of a basket the first that is there), -1 when retrieval
+    missed it; `relevance` float32[L, N], 1 for what was taken and less for what the user took soon after;
     `history` int64[L, 4, H] as `history_columns` builds it; `user` int32[L] codes.
     """
 
@@ -113,12 +113,15 @@ def build_lists(
             exclude_seen=exclude_seen,
         )
         candidates = retriever.retrieve(query)
-        taken = catalog.rows(history.item_ids[example.position : example.last + 1][: near_future + 1].tolist())
+        ahead = near_future + example.basket
+        taken = catalog.rows(history.item_ids[example.position : example.last + 1][:ahead].tolist())
         place = _places(candidates.rows, taken)
-        if place[0] >= 0 or keep_missed:
-            lists.target[used] = place[0]
-            for distance in np.flatnonzero(place >= 0)[::-1]:  # nearest last: it wins where an item returns
-                lists.relevance[used, place[distance]] = near_future_weight**distance
+        own = place[: example.basket]
+        if own.max() >= 0 or keep_missed:
+            lists.target[used] = own[own >= 0][0] if own.max() >= 0 else -1
+            for at_place in np.flatnonzero(place >= 0)[::-1]:  # nearest last: it wins where an item returns
+                distance = max(0, int(at_place) - example.basket + 1)
+                lists.relevance[used, place[at_place]] = near_future_weight**distance
             lists.user[used] = example.user
             _fill(lists, used, query, candidates, fusion, catalog)
             used += 1

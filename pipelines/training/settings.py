@@ -20,6 +20,8 @@ class TrainingSettings(BaseModel):
     """Latest events of a user that judge the model; never trained on."""
     time_share: float = Field(0.15, gt=0, lt=1)
     """With `split: time`: the share of newest events that are examples; the newest fifth of them validates."""
+    baskets: bool = False
+    """Whether what a user took at one time is one example, asked before it and all of it right: for shops."""
     list_size: int = Field(100, ge=2, le=1000)
     """Retrieved candidates per example; what serving ranks."""
     near_future: int = Field(8, ge=0, le=50)

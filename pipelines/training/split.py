@@ -5,6 +5,7 @@ Called by `train_ranker`. Knows nothing of models.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -28,7 +29,8 @@ class Part(IntEnum):
 class Example:
     """One event to learn from or to be judged by: event `position` of `history`, by the `user`-th user.
 
-    `last` is the position of the user's last event of the same part: nothing after it may be looked at.
+    `last` is the position of the user's last event of the same part: nothing after it may be looked at. `basket` is
+    how many events from `position` on were taken together.
     """
 
     user: int
@@ -36,6 +38,7 @@ class Example:
     position: int
     part: Part
     last: int
+    basket: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +100,15 @@ def _examples(
     for user, history in enumerate(histories(log)):
         own = parts[start : start + len(history)]
         start += len(history)
-        wanted = [int(p) for p in history.positive_positions() if p > 0 and (fitted or own[p] != Part.fit)]
         last = {part: int(np.flatnonzero(own == part)[-1]) for part in set(own.tolist())}
-        by_user.append([Example(user, history, p, Part(own[p]), last[own[p]]) for p in wanted])
+        found = _baskets(history, own) if settings.baskets else ((int(p), 1) for p in history.positive_positions())
+        by_user.append(
+            [
+                Example(user, history, p, Part(own[p]), last[own[p]], basket)
+                for p, basket in found
+                if p > 0 and (fitted or own[p] != Part.fit)
+            ]
+        )
     chosen: list[list[Example]] = []
     room = settings.max_lists
     for user in np.random.default_rng(seed).permutation(len(by_user)):
@@ -108,6 +117,18 @@ def _examples(
             chosen.append(by_user[user])
             room -= held_out
     return [e for group in sorted(chosen, key=lambda g: g[0].user if g else -1) for e in group]
+
+
+def _baskets(history: UserHistory, parts: npt.NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
+    """Yield where each run of positive events of one time and part begins, and how many they are."""
+    positive = np.zeros(len(history), bool)
+    positive[history.positive_positions()] = True
+    times = history.timestamps_ms
+    goes_on = positive[1:] & positive[:-1] & (times[1:] == times[:-1]) & (parts[1:] == parts[:-1])
+    starts = np.flatnonzero(np.r_[True, ~goes_on])
+    for start, end in zip(starts.tolist(), np.r_[starts[1:], len(history)].tolist(), strict=True):
+        if positive[start]:
+            yield start, end - start
 
 
 def _by_user(grouped: EventLog, settings: TrainingSettings) -> npt.NDArray[np.uint8]:

@@ -17,8 +17,8 @@ SETTINGS = TrainingSettings(train_positions=4, validation_positions=2)
 def lists_of(make_catalog):
     catalog, embeddings = make_catalog(100)
 
-    def build(log, part=Part.train, **options):
-        split = split_events(log, SETTINGS, seed=0)
+    def build(log, part=Part.train, settings=SETTINGS, **options):
+        split = split_events(log, settings, seed=0)
         statistics = fit_statistics(split.fit, catalog)
         engine = RetrievalEngine(
             catalog, embeddings, FlatIndex(embeddings), fit_behaviour(split.fit, catalog), statistics
@@ -70,3 +70,20 @@ def test_seen_items_are_not_candidates(lists_of, patterned_log):
     lists = lists_of(patterned_log)
     for at in range(len(lists)):
         assert not set(lists.rows[at] + 1) & set(lists.history[at, 0].tolist()) - {0}
+
+
+def test_all_of_a_basket_is_right_and_it_is_asked_for_before_any_of_it(lists_of, patterned_log, make_log):
+    names = zip(patterned_log.user_ids, patterned_log.item_ids, patterned_log.timestamps_ms // 3_600_000, strict=True)
+    # Baskets of two: the second event at the time of the first.
+    log = make_log([(user, item, int(hour) - int(hour) % 2) for user, item, hour in names])
+    baskets = SETTINGS.model_copy(update={"baskets": True})
+    every, soft = (
+        lists_of(log, settings=baskets, keep_missed=True, near_future=near, near_future_weight=0.5) for near in (0, 1)
+    )
+    assert len(every) == 120 * 2 and every.relevance.sum(axis=1).max() == 2.0
+    assert set(np.unique(every.relevance)) == {0.0, 1.0} and 0.5 in np.unique(soft.relevance)
+    hit = every.target >= 0
+    assert (hit == (every.relevance.sum(axis=1) > 0)).all()
+    assert np.allclose(every.relevance[hit, every.target[hit]], 1.0)
+    # Asked before it: the newest event of every history is of an earlier hour.
+    assert (every.history[:, 3, -1] > 0).all()

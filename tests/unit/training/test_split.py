@@ -1,5 +1,6 @@
 import numpy as np
 
+from models.events import EventType
 from pipelines.training.settings import TrainingSettings
 from pipelines.training.split import Part, split_events
 
@@ -64,3 +65,17 @@ def test_what_fits_the_sources_is_an_example_too_where_that_is_asked_and_counts_
         assert [(e.user, e.position) for e in held.of(part)] == [(e.user, e.position) for e in all_of_them.of(part)]
     assert (held.fit.timestamps_ms == all_of_them.fit.timestamps_ms).all()
     assert all(e.position > 0 for e in all_of_them.examples)
+
+
+def test_a_basket_is_one_example_asked_before_it_and_cut_where_the_part_or_the_kind_of_event_changes(make_log):
+    hours = [0, 0, 1, 1, 1, 2, 3, 3, 4]
+    log = make_log([("a", f"i{n}", hour) for n, hour in enumerate(hours)])
+    log.types[6] = EventType.hide
+    settings = SETTINGS.model_copy(update={"baskets": True, "train_positions": 2, "validation_positions": 2})
+    split = split_events(log, settings, seed=0, fitted=True)
+    assert [(e.position, e.basket, e.part) for e in split.examples] == [
+        (2, 3, Part.fit),
+        (5, 1, Part.train),
+        (7, 1, Part.validate),
+        (8, 1, Part.validate),
+    ]

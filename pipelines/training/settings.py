@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class TrainingSettings(BaseModel):
@@ -22,6 +22,8 @@ class TrainingSettings(BaseModel):
     """With `split: time`: the share of newest events that are examples; the newest fifth of them validates."""
     baskets: bool = False
     """Whether what a user took at one time is one example, asked before it and all of it right: for shops."""
+    stretches: int = Field(1, ge=1, le=100)
+    """With `split: time`: sources are fitted anew before each of so many stretches of training and of validation."""
     list_size: int = Field(100, ge=2, le=1000)
     """Retrieved candidates per example; what serving ranks."""
     near_future: int = Field(8, ge=0, le=50)
@@ -56,6 +58,14 @@ class TrainingSettings(BaseModel):
     """Fewer training or validation lists than this: no ranker is trained, and the metrics say why."""
     bootstrap_rounds: int = Field(2000, ge=100)
     """Resamples of users behind the paired interval that decides whether the ranker is switched on."""
+
+    @model_validator(mode="after")
+    def _stretches_are_of_time(self) -> Self:
+        if self.stretches > 1 and self.split != "time":
+            raise ValueError(
+                f"stretches = {self.stretches} needs split: time; by user, sources know others' later events"
+            )
+        return self
 
 
 class TextTrainingSettings(BaseModel):

@@ -43,8 +43,9 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSplit:
-    """`fit` is all that sources and statistics may see; `examples` are the events held out of it."""
+    """`fit` is what sources and statistics may see of `log`; `examples` are the events held out of it."""
 
+    log: EventLog
     fit: EventLog
     examples: list[Example]
 
@@ -65,7 +66,7 @@ def split_events(log: EventLog, settings: TrainingSettings, *, seed: int, fitted
     grouped = kept.take(order)
     parts = _by_time(grouped, settings) if settings.split == "time" else _by_user(grouped, settings)
     fit = kept.take(np.sort(order[parts == Part.fit]))
-    return TrainingSplit(fit, _examples(kept, parts, settings, seed, fitted))
+    return TrainingSplit(kept, fit, _examples(kept, parts, settings, seed, fitted))
 
 
 def split_after(
@@ -87,7 +88,24 @@ def split_after(
         second = np.quantile(times[new], 1 - settings.incremental_validation_share)
         parts[new & (times > second)] = Part.validate
     fit = kept.take(np.sort(order[parts == Part.fit]))
-    return TrainingSplit(fit, _examples(kept, parts, settings, seed, fitted))
+    return TrainingSplit(kept, fit, _examples(kept, parts, settings, seed, fitted))
+
+
+def stretches(split: TrainingSplit, part: Part, count: int) -> Iterator[tuple[EventLog, list[Example]]]:
+    """Yield the examples of a part in `count` stretches of time, each with the events that sources may see.
+
+    With one stretch that is `split.fit` for all, in their order; else all events before the stretch, as a release that
+    is built every so often knows them. That needs a split by time: by user, others' later events are in `fit`.
+    """
+    examples = split.of(part)
+    if count == 1 or len(examples) < count:
+        yield split.fit, examples
+        return
+    times = np.array([int(e.history.timestamps_ms[e.position]) for e in examples])
+    begins = np.unique(np.quantile(times, np.arange(count) / count, method="lower"))
+    of = np.searchsorted(begins, times, side="right") - 1
+    for at, moment in enumerate(begins.tolist()):
+        yield split.log.take(split.log.timestamps_ms < moment), [examples[n] for n in np.flatnonzero(of == at)]
 
 
 def _examples(
@@ -106,7 +124,8 @@ def _examples(
             [
                 Example(user, history, p, Part(own[p]), last[own[p]], basket)
                 for p, basket in found
-                if p > 0 and (fitted or own[p] != Part.fit)
+                # A shop's ranker is asked for the first basket too: most of its customers come once.
+                if (p > 0 or settings.baskets) and (fitted or own[p] != Part.fit)
             ]
         )
     chosen: list[list[Example]] = []

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.behaviour.behaviour import BehaviourSettings, fit_behaviour
+from models.behaviour.behaviour import fit_behaviour
 from models.behaviour.statistics import Statistics, fit_statistics
 from models.candidates import Source
 from models.catalog import ItemCatalog
@@ -38,6 +38,7 @@ from models.retrieval.settings import RetrievalSettings
 from pipelines.evaluation.ablation import only
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.examples import Progress, RankingLists
+from pipelines.training.lists import Sources, vector_index
 from pipelines.training.measures import gains, paired_bootstrap
 from pipelines.training.settings import TextTrainingSettings, TrainingSettings
 from pipelines.training.split import Example, Part, TrainingSplit, split_after, split_events
@@ -47,7 +48,7 @@ from pipelines.training.text_fuse import fit_fusion, spread
 from pipelines.training.text_pairs import PairReader
 from pipelines.training.text_start import load_start, teacher_of
 from pipelines.training.text_workers import Work, fit_on_workers
-from pipelines.training.train import METRICS_FILE, vector_index
+from pipelines.training.train import METRICS_FILE
 from pipelines.training.verdict import verdict
 
 Floats = npt.NDArray[np.float32]
@@ -63,17 +64,6 @@ class Origin:
     """Only later events are learned from: it goes on from what learned the earlier ones."""
     sources_until_ms: int | None = None
     """Up to when events fit the sources of the fusion; None leaves it to the split of the settings."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """How the sources behind the lists are fitted and merged: as the release will serve them."""
-
-    retrieval: RetrievalSettings
-    behaviour: BehaviourSettings
-    half_life_days: float = 14.0
-    layout: Layout | None = None
-    """Where pictures and sounds lie in the vectors; None for texts alone."""
 
 
 @dataclass(frozen=True, slots=True)

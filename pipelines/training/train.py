@@ -17,16 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.behaviour.behaviour import BehaviourSettings, fit_behaviour
+from models.behaviour.behaviour import BehaviourSettings
 from models.behaviour.statistics import Statistics, fit_statistics
 from models.catalog import ItemCatalog
 from models.events import EventLog
-from models.index import FaissIndex, FlatIndex, VectorIndex
-from models.index_build import build_faiss
 from models.media.layout import Layout
 from models.rankers.calibration import PlattScaling, expected_calibration_error, fit_platt
 from models.rankers.compressed import CompressedModel, RankerError
-from models.rankers.fusion import FEATURE_NAMES, FusionFeatures
+from models.rankers.fusion import FEATURE_NAMES
 from models.rankers.inputs import (
     MAX_NUMBERS,
     POPULARITY_COLUMNS,
@@ -36,31 +34,20 @@ from models.rankers.inputs import (
     number_inputs,
 )
 from models.rankers.network import NetworkShape, Parameters, initialise
-from models.retrieval.engine import RetrievalEngine
 from models.retrieval.settings import RetrievalSettings
 from pipelines.errors import TrainingError
 from pipelines.training.checkpoint import Checkpoint
-from pipelines.training.examples import Progress, RankingLists, build_lists
+from pipelines.training.examples import Progress, RankingLists
 from pipelines.training.fit import ItemInputs, fit_attention, fit_head, score_fused, score_head, set_scaling
+from pipelines.training.lists import Sources, ranking_lists
 from pipelines.training.measures import ndcg_at
 from pipelines.training.settings import TrainingSettings
 from pipelines.training.split import Part, TrainingSplit, split_after, split_events
 from pipelines.training.verdict import verdict
 
 METRICS_FILE = "metrics.json"
-_EXACT_INDEX_UP_TO = 20_000
 
 Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class _Sources:
-    """How the sources behind the training lists are fitted and merged: as the release will serve them."""
-
-    retrieval: RetrievalSettings
-    behaviour: BehaviourSettings
-    half_life_days: float
-    layout: Layout | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +109,7 @@ def train_ranker(
     on either. Deterministic for a seed and a number of torch threads; killed and called again with the same arguments
     and `checkpoint` it ends with the same bytes. Raises TrainingError where it cannot go on.
     """
-    sources = _Sources(retrieval or RetrievalSettings(), behaviour or BehaviourSettings(), half_life_days, layout)
+    sources = Sources(retrieval or RetrievalSettings(), behaviour or BehaviourSettings(), half_life_days, layout)
     metrics = _train(
         log,
         catalog,
@@ -156,7 +143,7 @@ def _train(
     embeddings: Floats,
     folder: Path,
     settings: TrainingSettings,
-    sources: _Sources,
+    sources: Sources,
     run: _Run,
 ) -> dict[str, Any]:
     started = time.monotonic()
@@ -173,7 +160,7 @@ def _train(
     if few is not None:
         return {**facts, "switch_on": False, "reason": few}
     statistics = fit_statistics(split.fit, catalog, half_life_days=sources.half_life_days)
-    train, validate = _kept_lists(split, catalog, embeddings, statistics, settings, sources, run)
+    train, validate = _kept_lists(split, catalog, embeddings, settings, sources, run)
     facts |= {"train_lists": len(train), "examples_s": round(time.monotonic() - started, 1)}
     judge, decide = validate.take(validate.user % 2 == 0), validate.take(validate.user % 2 == 1)
     few = _too_few(len(train), min(int((part.target >= 0).sum()) for part in (judge, decide)), settings)
@@ -201,55 +188,18 @@ def _kept_lists(
     split: TrainingSplit,
     catalog: ItemCatalog,
     embeddings: Floats,
-    statistics: Statistics,
     settings: TrainingSettings,
-    sources: _Sources,
+    sources: Sources,
     run: _Run,
 ) -> tuple[RankingLists, RankingLists]:
     """Build the lists, or take those that an interrupted training built."""
     kept = None if run.checkpoint is None else run.checkpoint.arrays("lists")
     if kept is not None:
         return RankingLists.of(kept, "train"), RankingLists.of(kept, "validate")
-    train, validate = _lists(split, catalog, embeddings, statistics, settings, sources, run.progress)
+    train, validate = ranking_lists(split, catalog, embeddings, settings, sources, progress=run.progress)
     if run.checkpoint is not None:
         run.checkpoint.keep_arrays("lists", {**train.columns("train"), **validate.columns("validate")})
     return train, validate
-
-
-def _lists(
-    split: TrainingSplit,
-    catalog: ItemCatalog,
-    embeddings: Floats,
-    statistics: Statistics,
-    settings: TrainingSettings,
-    sources: _Sources,
-    progress: Progress | None,
-) -> tuple[RankingLists, RankingLists]:
-    """Build training and validation lists with sources that know only `split.fit`."""
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
-    behaviour = fit_behaviour(split.fit, catalog, sources.behaviour, vectors=embeddings)
-    parts = (vector_index(embeddings), behaviour, statistics, sources.retrieval)
-    engine = RetrievalEngine(catalog, embeddings, *parts, layout=sources.layout)
-    fusion = FusionFeatures(catalog, embeddings, statistics, layout=sources.layout)
-    built = []
-    # Many tiny matrix products: waking a second BLAS thread costs more than it brings.
-    with threadpool_limits(limits=1, user_api="blas"):
-        for part in (Part.train, Part.validate):
-            lists = build_lists(
-                split.of(part),
-                engine,
-                fusion,
-                catalog,
-                size=settings.list_size,
-                exclude_seen=settings.exclude_seen,
-                keep_missed=part == Part.validate,
-                near_future=settings.near_future,
-                near_future_weight=settings.near_future_weight,
-                progress=progress,
-            )
-            built.append(lists)
-    return built[0], built[1]
 
 
 def _fit(
@@ -341,10 +291,3 @@ def _too_few(train: int, validation: int, settings: TrainingSettings) -> str | N
         f"{train} training and {validation} validation lists hold the item that was taken; "
         f"min_examples is {settings.min_examples}"
     )
-
-
-def vector_index(embeddings: Floats) -> VectorIndex:
-    """Return an index over the vectors: exact while that is cheap."""
-    if len(embeddings) <= _EXACT_INDEX_UP_TO:
-        return FlatIndex(embeddings)
-    return FaissIndex(build_faiss(embeddings).index, embeddings)

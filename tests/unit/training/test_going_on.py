@@ -10,7 +10,7 @@ from models.media.layout import Layout
 from models.media.layout import Part as Modality
 from models.rankers.compressed import CompressedModel
 from pipelines import makers
-from pipelines.training import train as training
+from pipelines.training import lists as training
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.examples import empty_lists
 from pipelines.training.settings import TrainingSettings

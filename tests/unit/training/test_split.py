@@ -1,8 +1,9 @@
 import numpy as np
+import pytest
 
 from models.events import EventType
 from pipelines.training.settings import TrainingSettings
-from pipelines.training.split import Part, split_events
+from pipelines.training.split import Part, split_events, stretches
 
 SETTINGS = TrainingSettings(train_positions=4, validation_positions=2)
 
@@ -27,9 +28,9 @@ def test_by_time_no_example_is_older_than_an_event_the_sources_saw(make_log):
     rows = [(f"u{n % 7}", f"i{n % 11}", n) for n in range(200)]
     settings = TrainingSettings(split="time", time_share=0.3)
     split = split_events(make_log(rows), settings, seed=0)
-    times = {part: [int(e.history.timestamps_ms[e.position]) for e in split.of(part)] for part in Part}
-    assert split.fit.timestamps_ms.max() < min(times[Part.train])
-    assert max(times[Part.train]) < min(times[Part.validate])
+    at = {part: times(split.of(part)) for part in Part}
+    assert split.fit.timestamps_ms.max() < min(at[Part.train])
+    assert max(at[Part.train]) < min(at[Part.validate])
 
 
 def test_too_many_examples_are_thinned_by_whole_users_the_same_way_for_a_seed(make_log):
@@ -74,8 +75,31 @@ def test_a_basket_is_one_example_asked_before_it_and_cut_where_the_part_or_the_k
     settings = SETTINGS.model_copy(update={"baskets": True, "train_positions": 2, "validation_positions": 2})
     split = split_events(log, settings, seed=0, fitted=True)
     assert [(e.position, e.basket, e.part) for e in split.examples] == [
+        (0, 2, Part.fit),
         (2, 3, Part.fit),
         (5, 1, Part.train),
         (7, 1, Part.validate),
         (8, 1, Part.validate),
     ]
+
+
+def test_each_stretch_of_examples_comes_with_all_events_before_it_and_none_of_its_own(make_log):
+    rows = [(f"u{n % 7}", f"i{n % 11}", n) for n in range(200)]
+    split = split_events(make_log(rows), TrainingSettings(split="time", time_share=0.5), seed=0)
+    found = list(stretches(split, Part.train, 4))
+    assert len(found) == 4
+    assert sorted(times(e for _, examples in found for e in examples)) == sorted(times(split.of(Part.train)))
+    for fit, examples in found:
+        first = min(times(examples))
+        assert fit.timestamps_ms.max() < first and len(fit) == int((split.log.timestamps_ms < first).sum())
+    ((fit, examples),) = stretches(split, Part.train, 1)
+    assert fit is split.fit and examples == split.of(Part.train)
+
+
+def times(examples):
+    return [int(e.history.timestamps_ms[e.position]) for e in examples]
+
+
+def test_stretches_of_a_split_by_user_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"stretches = 3 needs split: time"):
+        TrainingSettings(stretches=3)

@@ -72,10 +72,14 @@ def publish(settings: Settings, release: Release, *, tenant: str = DEFAULT_TENAN
 def _behind_requests(work: Callable[[], Found]) -> Found:
     """Call `work` in this thread, with less priority than what serves on this machine.
 
-    A thread's niceness cannot be taken back, so this is for threads that do nothing else.
+    A thread's niceness cannot be taken back, so this is for threads that do nothing else. Numpy's other threads would
+    not have it, so the work gets this one alone.
     """
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-    return work()
+    with threadpool_limits(limits=1):
+        return work()
 
 
 def canary(settings: Settings, release: Release, before: Release | None, *, ask_ranker: bool = True) -> dict[str, Any]:

@@ -161,7 +161,7 @@ class ItemCatalog:
 
     def item_ids(self, rows: npt.NDArray[np.int32]) -> list[str]:
         """Return the ids of many rows."""
-        return [str(v) for v in self._column["id"].take(rows.astype(np.int64)).to_pylist()]
+        return [str(v) for v in self._column["id"].take(_indices(rows)).to_pylist()]
 
     def title(self, row: int) -> str:
         """Return the title as imported (not cleaned for prompts)."""
@@ -226,7 +226,7 @@ class ItemCatalog:
 
     def documents(self, rows: npt.NDArray[np.int32]) -> list[str]:
         """Return the documents of many rows of a catalog; ten times faster than one by one."""
-        at = rows.astype(np.int64)
+        at = _indices(rows)
         columns = {name: column.take(at).to_pylist() for name, column in self._column.items()}
         found = []
         for n in range(len(rows)):
@@ -243,7 +243,7 @@ class ItemCatalog:
         column = self._column.get(_MEDIA + name)
         if column is None:
             return [""] * len(rows)
-        return [value or "" for value in column.take(rows.astype(np.int64)).to_pylist()]
+        return [value or "" for value in column.take(_indices(rows)).to_pylist()]
 
     def version(self, row: int) -> str:
         """Return 16 hex digits that change with anything the catalog says of an item."""
@@ -263,3 +263,11 @@ class ItemCatalog:
         np.cumsum(column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), out=offsets[1:])
         codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
         return LabelColumn(offsets, codes, tuple(str(v) for v in encoded.dictionary.to_pylist()))
+
+
+def _indices(rows: npt.NDArray[np.int32]) -> Any:
+    """Return rows as Arrow takes them. Not by `pa.array`, whose first call imports pandas: a quarter of a second."""
+    import pyarrow as pa
+
+    whole = np.ascontiguousarray(rows, np.int64)
+    return pa.Array.from_buffers(pa.int64(), len(whole), [None, pa.py_buffer(whole)])

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -222,13 +223,17 @@ def _publisher(work: Mapping[str, Any]) -> dict[str, Any]:
                 error = f"{type(failure).__name__}: {failure}"
                 break
             took = time.monotonic() - started
-            seen = [
-                api.post("/v1/recommend", json={"user_id": "1", "k": 5}).json().get("release") for _ in range(_ASKED)
-            ]
+            seen = [_release_of_an_answer(api) for _ in range(_ASKED)]
             strange += sum(release not in known for release in seen)
             swaps.append({"seconds": took, "replicas": swap.replicas, "rollback": name is None, "moved": swap.moved})
             swaps[-1]["last_answer_is_new"] = seen[-1] == served.release_id
     return {"swaps": swaps, "strange": strange, "error": error}
+
+
+def _release_of_an_answer(api: httpx.Client) -> str | None:
+    time.sleep(_ASKED_EVERY_S)
+    named: str | None = api.post("/v1/recommend", json={"user_id": "1", "k": 5}).json().get("release")
+    return named
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from threadpoolctl import threadpool_info
 
 from cluster import prepare, releases, stack
 from cluster.errors import OperatorError
@@ -89,14 +90,18 @@ def test_a_release_that_fails_the_canary_is_not_published_and_not_kept(place) ->
     assert serving.release_id == latest.release_id == first.release_id
 
 
-def test_the_canary_has_less_priority_than_what_serves_and_the_command_does_not(place, monkeypatch) -> None:
+def test_the_canary_has_less_priority_and_one_thread_and_the_command_does_not(place, monkeypatch) -> None:
     def niceness() -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
-    seen, own = [], niceness()
-    monkeypatch.setattr("cluster.publish.canary", lambda *_, **__: seen.append(niceness()))
+    def threads() -> list[int]:
+        return [pool["num_threads"] for pool in threadpool_info()]
+
+    seen, own, before = [], niceness(), threads()
+    monkeypatch.setattr("cluster.publish.canary", lambda *_, **__: seen.append((niceness(), set(threads()))))
     keep_release(place.settings, place.build().release)
-    assert seen == [10] and niceness() == own
+    assert seen == [(10, {1})]
+    assert niceness() == own and threads()[: len(before)] == before
 
 
 def test_collection_keeps_what_is_served_held_or_went_before(place, monkeypatch) -> None:

@@ -1,5 +1,8 @@
 """The nouns: ids, events, features, the catalog and the fake encoder."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -158,3 +161,14 @@ def test_the_fake_encoder_gives_unit_vectors_and_words_in_common_mean_closeness(
     assert np.array_equal(vectors, encoder.encode(texts)) and np.array_equal(vectors[0], vectors[4])
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
     assert encoder.encode([]).shape == (0, 64)
+
+
+def test_reading_many_rows_does_not_import_pandas(tmp_path) -> None:
+    write_catalog([Item("a", "First", "text"), Item("b", "Second")], tmp_path / "catalog.arrow")
+    code = (
+        "import sys; from pathlib import Path; import numpy as np; from models.catalog import ItemCatalog;"
+        "catalog, rows = ItemCatalog(Path(sys.argv[1])), np.array([1, 0], np.int32);"
+        "assert catalog.item_ids(rows) == ['b', 'a'] and catalog.documents(rows) == ['Second', 'First. text'];"
+        "sys.exit('pandas' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0

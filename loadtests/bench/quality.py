@@ -56,8 +56,8 @@ class Options(BaseModel):
     """Also every retrieval source alone, the merged list without each, and weights by the user's state against one."""
     student: int | None = Field(None, ge=1)
     """With `amazon-industrial`: also distil a ranker of so many layers from the trained one and ask it."""
-    users: int = Field(300, ge=20, le=3000)
-    """With `amazon-industrial`: users who are asked."""
+    users: int = Field(3000, ge=20, le=3000)
+    """With `amazon-industrial`: most users who are asked; all who can be by default, since few show little."""
     validation: bool = False
     """Drop the test events and ask for those before them: what weights are decided by. States no aims."""
     cascade: int | None = Field(None, ge=10, le=3000)
@@ -187,6 +187,9 @@ def _validated(context: BenchContext, reports: Mapping[str, Report]) -> None:
     for question, report in reports.items():
         file = context.save_array(_label(f"{question} {MERGED}"), report.per_user(MERGED))
         context.target(f"validation_{_name(question)}_ndcg10", "array_mean", file)
+        if FUSED in report.methods:
+            target = f"validation_{_name(question)}_fused_vs_merged_lower"
+            _advantage(context, target, report, FUSED, MERGED, aim=None)
     for question in reports:
         if question.startswith(NEW):
             best = reports[question].best_of([n for n in SHOP_BASELINES if n in reports[question].methods])

@@ -17,6 +17,7 @@ from models.candidates import COLUMN_OF, SCORED_SOURCES, Candidates, Source
 from models.catalog import ItemCatalog
 from models.events import EventType
 from models.media.layout import Layout
+from models.rankers import returning
 from models.rankers.columns import number_table, popularity_table, standardised
 from models.rankers.history import History, recent_history
 from models.rankers.statistics import ItemStatistics
@@ -47,6 +48,7 @@ FEATURE_NAMES: tuple[str, ...] = (
     "log_popularity",
     "log_recent",
     "item_age",
+    *returning.NAMES,
 )
 """Names of the columns, in order; a stored ranker names the ones it was trained on."""
 
@@ -96,6 +98,7 @@ class FusionFeatures:
                 *self._popularity_columns(candidates.rows, history),
                 *self._static[candidates.rows].T,
                 self._age_column(query, candidates.rows),
+                *returning.own_columns(query, self._catalog, candidates.rows),
             ]
             features = np.stack(columns, axis=1).astype(np.float32)
         return np.clip(np.nan_to_num(features, nan=0.0, posinf=_CLIP, neginf=-_CLIP), -_CLIP, _CLIP)

@@ -50,32 +50,43 @@ def ranking_lists(
     *,
     progress: Progress | None,
 ) -> tuple[RankingLists, RankingLists]:
-    """Return training and validation lists; every source knows only events before the lists it fills."""
+    """Return training and validation lists; every source knows only events before the lists it fills.
+
+    Where answers may name what the user has, a request can leave it out: what is new to them is asked for too.
+    """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     index = vector_index(embeddings)
 
-    def lists(fit: EventLog, examples: list[Example], part: Part) -> RankingLists:
+    def lists(fit: EventLog, examples: list[Example], part: Part) -> list[RankingLists]:
         statistics = fit_statistics(fit, catalog, half_life_days=sources.half_life_days)
         behaviour = fit_behaviour(fit, catalog, sources.behaviour, vectors=embeddings)
         parts = (index, behaviour, statistics, sources.retrieval)
-        return build_lists(
-            examples,
-            RetrievalEngine(catalog, embeddings, *parts, layout=sources.layout),
-            FusionFeatures(catalog, embeddings, statistics, layout=sources.layout),
-            catalog,
-            size=settings.list_size,
-            exclude_seen=settings.exclude_seen,
-            keep_missed=part == Part.validate,
-            near_future=settings.near_future,
-            near_future_weight=settings.near_future_weight,
-            progress=progress,
-        )
+        engine = RetrievalEngine(catalog, embeddings, *parts, layout=sources.layout)
+        features = FusionFeatures(catalog, embeddings, statistics, layout=sources.layout)
+        asked = [(settings.exclude_seen, examples)]
+        if not settings.exclude_seen:
+            asked.append((True, [example for example in examples if example.finds_new()]))
+        return [
+            build_lists(
+                of,
+                engine,
+                features,
+                catalog,
+                size=settings.list_size,
+                exclude_seen=exclude_seen,
+                keep_missed=part == Part.validate,
+                near_future=settings.near_future,
+                near_future_weight=settings.near_future_weight,
+                progress=progress,
+            )
+            for exclude_seen, of in asked
+        ]
 
     # Many tiny matrix products: waking a second BLAS thread costs more than it brings.
     with threadpool_limits(limits=1, user_api="blas"):
         train, validate = (
-            _joined([lists(fit, examples, part) for fit, examples in stretches(split, part, settings.stretches)])
+            _joined([x for fit, of in stretches(split, part, settings.stretches) for x in lists(fit, of, part)])
             for part in (Part.train, Part.validate)
         )
     return train, validate

@@ -33,7 +33,8 @@ class TrainingSettings(BaseModel):
     max_lists: int = Field(20_000, ge=1)
     """More examples than this are sampled by user; bounds memory (about 12 KB a list) and time."""
     exclude_seen: bool = True
-    """Whether touched items are kept out of the lists, as serving does; a shop with repeat purchases says false."""
+    """Whether touched items are kept out of the lists, as serving does; a shop with repeat purchases says false, and
+    then learns from both questions, since a request can leave them out."""
     epochs: int = Field(5, ge=0)
     """Most passes of the attention part; the best one on validation events is kept. 0 trains the head alone."""
     learning_rate: float = Field(3e-4, gt=0)
@@ -77,17 +78,17 @@ class TextTrainingSettings(BaseModel):
     """Reranker or encoder to start from; null takes the encoder of the settings."""
     layers: int | None = Field(None, ge=1)
     """Keep only so many of its layers, evenly spaced; null keeps all."""
-    frozen_layers: int = Field(2, ge=0)
+    frozen_layers: int = Field(0, ge=0)
     """Lowest layers that stay as they are (with the embeddings): their gradients are never computed."""
     max_tokens: int = Field(64, ge=16, le=8192)
     """Longest pair; of profile and item the longer one is cut first."""
-    steps: int = Field(380, ge=1)
+    steps: int = Field(500, ge=1)
     """Most steps."""
     passes: int = Field(2, ge=1)
     """Most passes over the examples; few examples make fewer steps."""
     lists_per_step: int = Field(8, ge=1)
     """Examples per step, over all workers."""
-    similar: int = Field(50, ge=2, le=1000)
+    similar: int = Field(100, ge=2, le=1000)
     """An example is a list of so many items that are most like the user's past, one of which was taken."""
     hard_negatives: int = Field(5, ge=0)
     """Others of that list, per example."""
@@ -99,9 +100,9 @@ class TextTrainingSettings(BaseModel):
     """Peak step size of the pooler and the classifier, which start from noise."""
     weight_decay: float = Field(0.01, ge=0)
     """AdamW's decay."""
-    list_size: int = Field(30, ge=2, le=1000)
+    list_size: int = Field(50, ge=2, le=1000)
     """Candidates of all sources that it is judged on."""
-    validation_cases: int = Field(70, ge=10)
+    validation_cases: int = Field(150, ge=10)
     """Lists that hold the item taken, of each half: one fits the fusion and calibrates, the other decides."""
     bfloat16: bool | None = None
     """Whether matrix products are bfloat16; null where the device computes them."""

@@ -40,6 +40,11 @@ class Example:
     last: int
     basket: int = 1
 
+    def finds_new(self) -> bool:
+        """Return whether the user, who has a past, takes something that it does not hold."""
+        ids, end = self.history.item_ids, self.position + self.basket
+        return self.position > 0 and not np.isin(ids[self.position : end], ids[: self.position]).all()
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingSplit:

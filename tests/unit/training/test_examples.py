@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 
-from models.behaviour.behaviour import fit_behaviour
+from models.behaviour.behaviour import BehaviourSettings, fit_behaviour
 from models.behaviour.statistics import fit_statistics
 from models.index import FlatIndex
 from models.rankers.fusion import FusionFeatures
 from models.retrieval.engine import RetrievalEngine
+from models.retrieval.settings import RetrievalSettings
 from pipelines.training.examples import build_lists
+from pipelines.training.lists import Sources, ranking_lists
 from pipelines.training.settings import TrainingSettings
 from pipelines.training.split import Part, split_events
 
@@ -87,3 +89,24 @@ def test_all_of_a_basket_is_right_and_it_is_asked_for_before_any_of_it(lists_of,
     assert np.allclose(every.relevance[hit, every.target[hit]], 1.0)
     # Asked before it: the newest event of every history is of an earlier hour.
     assert (every.history[:, 3, -1] > 0).all()
+
+
+def test_where_items_come_again_what_is_new_to_the_user_is_asked_for_too(make_catalog, make_log):
+    catalog, embeddings = make_catalog(30)
+    # Everybody takes one of three items again every other time.
+    rows = [(f"u{u}", f"i{u % 3 if n % 2 else (u + n) % 30}", n) for u in range(12) for n in range(16)]
+    settings = SETTINGS.model_copy(update={"exclude_seen": False, "list_size": 30})
+    split = split_events(make_log(rows), settings, seed=0)
+    sources = Sources(RetrievalSettings(), BehaviourSettings())
+    _, lists = ranking_lists(split, catalog, embeddings, settings, sources, progress=None)
+    asked = split.of(Part.validate)
+    new = [example for example in asked if example.finds_new()]
+    assert 0 < len(new) < len(asked) and len(lists) == len(asked) + len(new)
+    again, of_new = lists.take(np.arange(len(asked))), lists.take(np.arange(len(asked), len(lists)))
+    assert of_new.user.tolist() == [example.user for example in new]
+
+    def past(example):
+        return set(catalog.rows(example.history.item_ids[: example.position].tolist()))
+
+    assert all(not past(example) & set(of_new.rows[at]) for at, example in enumerate(new))
+    assert any(past(example) & set(again.rows[at]) for at, example in enumerate(asked))

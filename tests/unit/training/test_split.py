@@ -83,6 +83,16 @@ def test_a_basket_is_one_example_asked_before_it_and_cut_where_the_part_or_the_k
     ]
 
 
+def test_a_basket_finds_something_new_or_does_not(make_log):
+    taken = [("i0", 0), ("i1", 1), ("i0", 1), ("i1", 2), ("i0", 3), ("i2", 3)]
+    log = make_log([("a", item, hour) for item, hour in taken])
+    baskets = SETTINGS.model_copy(update={"baskets": True})
+    examples = split_events(log, baskets, seed=0, fitted=True).examples
+    # The first one has no past that it could be compared with.
+    found = [(e.position, e.finds_new()) for e in examples]
+    assert found == [(0, False), (1, True), (3, False), (4, True)]
+
+
 def test_each_stretch_of_examples_comes_with_all_events_before_it_and_none_of_its_own(make_log):
     rows = [(f"u{n % 7}", f"i{n % 11}", n) for n in range(200)]
     split = split_events(make_log(rows), TrainingSettings(split="time", time_share=0.5), seed=0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from pipelines.build import Builder
 from pipelines.dataset import Dataset
 from pipelines.settings import PipelinesSettings
 from pipelines.training.settings import TrainingSettings
+from pipelines.training.verdict import verdict
 
 
 @pytest.fixture
@@ -102,7 +104,13 @@ def test_the_text_back_end_is_copied_judged_and_served_only_when_it_is_not_below
     assert isinstance(named.ranker, TextRanker) and named.ranker.engine.name == "transformers"
 
 
-def test_a_cascade_is_judged_against_its_first_ranker_and_loads_behind_it(tmp_path: Path, model: Path) -> None:
+def test_a_cascade_is_judged_against_its_first_ranker_and_loads_behind_it(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*lists: Any, **how: Any) -> dict[str, Any]:
+        return verdict(*lists, **how) | {"switch_on": False, "reason": "lost"}
+
+    monkeypatch.setattr("pipelines.training.train.verdict", lost)
     artifacts = ArtifactStore(str(tmp_path / "artifacts"), cache=tmp_path / "cache")
     ranking = RankerSettings(cascade=CascadeSettings(candidates=4))
     builder = Builder(
@@ -117,7 +125,7 @@ def test_a_cascade_is_judged_against_its_first_ranker_and_loads_behind_it(tmp_pa
     dataset = serials()
     report = builder.run(dataset)
     first = next(s.ref for s in report.steps if s.name == "ranker")
-    # So little is learned from so little that the first ranker is not switched on, and then nothing goes behind it.
+    # A first ranker that lost is not switched on, and then nothing goes behind it.
     assert not report.release.notes["ranker"]["switch_on"]
     assert SECOND_RANKER not in {s.name for s in report.steps}
     made = {**report.release.artifacts, "ranker": first}

@@ -42,10 +42,10 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Servers one after another in one process, files of other tests whole beside them (`--dist loadgroup`)."""
+    """Servers one after another in one process, other folders whole beside them (`--dist loadgroup`)."""
     servers = Path(__file__).parent / "integration"
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("servers" if servers in item.path.parents else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("servers" if servers in item.path.parents else str(item.path.parent)))
 
 
 GENRES = ("Drama", "Comedy", "Thriller", "Western")

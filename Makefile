@@ -31,7 +31,7 @@ demo: $(STAMP) ## Prepare, start, recommend, click, recommend again (ARGS="--onc
 	@$(BIN)/raycommend demo $(ARGS)
 
 test: $(STAMP) ## Run the tests (about 16 minutes on 2 cores)
-	@$(BIN)/python -m pytest -m "not heavy" -n 2 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -m "not heavy" $(ARGS)
 
 test-heavy: $(STAMP) ## Run the tests that compute for a minute or more
 	@$(BIN)/python -m pytest -m heavy $(ARGS)

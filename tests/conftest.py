@@ -40,14 +40,6 @@ def pytest_configure() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Servers one after another in one process, other folders whole beside them (`--dist loadgroup`)."""
-    servers = Path(__file__).parent / "integration"
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("servers" if servers in item.path.parents else str(item.path.parent)))
-
-
 GENRES = ("Drama", "Comedy", "Thriller", "Western")
 NOW_MS = 1_700_000_000_000
 ITEMS = 40

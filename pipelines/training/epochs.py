@@ -8,7 +8,9 @@ Knows nothing of models. Called by `fit`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -46,12 +48,12 @@ class Kept:
 
 @dataclass(slots=True)
 class _Standing:
-    """How far a phase is and the best it has seen."""
+    """How far a phase is, and the least loss it has seen, if it looks for one: when, and with which weights."""
 
-    epoch: int
-    best: float
-    ndcg: float
-    state: Parameters
+    epoch: int = 0
+    best: float = math.inf
+    best_epoch: int = 0
+    state: Parameters = field(default_factory=dict)
     waited: int = 0
 
 
@@ -67,33 +69,60 @@ def keep_best(
     progress: Progress | None = None,
     patience: int = 2,
 ) -> float:
-    """Run `epoch` up to `epochs` times, leave the state of least loss (the start included), return its NDCG@10.
+    """Run `epoch` up to `epochs` times, leave the state of least loss (the start included), return after how many.
 
     `judged` scores the judging lists with the present state. Stops after `patience` epochs without progress.
     """
-    import torch
-
-    rng = np.random.default_rng(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _going_on(trained, seed) as rng:
         at = _resumed(trained, kept, rng)
         if at is None:
-            scores = judged()
-            at = _Standing(0, list_loss(scores, target), ndcg_at(scores, target), _copy(trained))
+            at = _Standing(best=list_loss(judged(), target), state=_copy(trained))
         while at.epoch < epochs and at.waited < patience:
             epoch(rng)
             scores = judged()
-            loss, ndcg = list_loss(scores, target), ndcg_at(scores, target)
+            loss = list_loss(scores, target)
             at.epoch += 1
-            at.waited = 0 if loss < at.best else at.waited + 1
+            at.waited += 1
             if loss < at.best:
-                at.best, at.ndcg, at.state = loss, ndcg, _copy(trained)
+                at.best, at.best_epoch, at.waited, at.state = loss, at.epoch, 0, _copy(trained)
             _keep(trained, kept, rng, at)
             if progress is not None:
-                progress(f"epoch {at.epoch}: loss {loss:.4f}, NDCG@10 {ndcg:.4f}", at.epoch / epochs)
+                progress(f"epoch {at.epoch}: loss {loss:.4f}, NDCG@10 {ndcg_at(scores, target):.4f}", at.epoch / epochs)
     for name, tensor in trained.items():
-        tensor.requires_grad_(False).copy_(at.state[name])
-    return at.ndcg
+        tensor.copy_(at.state[name])
+    return at.best_epoch
+
+
+def run_all(
+    trained: Parameters,
+    epoch: Callable[[np.random.Generator], None],
+    *,
+    epochs: int,
+    seed: int,
+    kept: Kept,
+    progress: Progress | None = None,
+) -> None:
+    """Run `epoch` exactly `epochs` times; what they make of `trained` stays, with nothing to judge it by."""
+    with _going_on(trained, seed) as rng:
+        at = _resumed(trained, kept, rng) or _Standing()
+        while at.epoch < epochs:
+            epoch(rng)
+            at.epoch += 1
+            _keep(trained, kept, rng, at)
+            if progress is not None:
+                progress(f"again, epoch {at.epoch} of {epochs}", at.epoch / epochs)
+
+
+@contextmanager
+def _going_on(trained: Parameters, seed: int) -> Iterator[np.random.Generator]:
+    """Lend a generator of `seed`, with torch's own set to it too; afterwards nothing is trained any more."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield np.random.default_rng(seed)
+    for tensor in trained.values():
+        tensor.requires_grad_(False)
 
 
 def _keep(trained: Parameters, kept: Kept, rng: np.random.Generator, at: _Standing) -> None:
@@ -104,7 +133,7 @@ def _keep(trained: Parameters, kept: Kept, rng: np.random.Generator, at: _Standi
     state = {
         "epoch": at.epoch,
         "best": at.best,
-        "ndcg": at.ndcg,
+        "best_epoch": at.best_epoch,
         "waited": at.waited,
         "state": at.state,
         "trained": _copy(trained),
@@ -129,7 +158,7 @@ def _resumed(trained: Parameters, kept: Kept, rng: np.random.Generator) -> _Stan
         part.load_state_dict(state[f"part {name}"])
     rng.bit_generator.state = json.loads(state["numpy"])
     torch.set_rng_state(state["torch"])
-    return _Standing(state["epoch"], state["best"], state["ndcg"], state["state"], state["waited"])
+    return _Standing(state["epoch"], state["best"], state["best_epoch"], state["state"], state["waited"])
 
 
 def _copy(parameters: Parameters) -> Parameters:

@@ -1,8 +1,9 @@
 """Gradient descent for the compressed ranker: the fusion head first, then attention on top of it.
 
 Listwise softmax (Cao et al. 2007, ListNet with one relevant item): the taken candidate against the others of its
-list. Each phase keeps the epoch with the least loss on later events, so more epochs cannot make the result worse.
-Deterministic for a seed and a number of threads. Called by `train_ranker`.
+list. Each phase keeps the epoch with the least loss on later events, so more epochs cannot make the result worse; or,
+once it is known how many epochs pay, runs just so many. Deterministic for a seed and a number of threads. Called by
+`train_ranker`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from models.rankers.network import (
     item_tokens,
 )
 from pipelines.training.checkpoint import Checkpoint
-from pipelines.training.epochs import Kept, keep_best
+from pipelines.training.epochs import Kept, keep_best, run_all
 from pipelines.training.examples import Progress, RankingLists
 from pipelines.training.settings import TrainingSettings
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 HEAD = ("head.linear", "head.in", "head.in_bias", "head.out")
+HEAD_EPOCHS = 12
+"""Most passes of the head alone; it takes seconds."""
 _FIXED = ("head.mean", "head.scale")
 _SCORE_BLOCK = 64
 
@@ -69,14 +72,17 @@ def set_scaling(p: Parameters, lists: RankingLists) -> None:
 def fit_head(
     p: Parameters,
     train: RankingLists,
-    judge: RankingLists,
+    judge: RankingLists | None,
     *,
     seed: int,
-    epochs: int = 12,
+    epochs: int = HEAD_EPOCHS,
     rate: float = 3e-3,
     checkpoint: Checkpoint | None = None,
-) -> float:
-    """Train the head alone in place; returns its NDCG@10 on `judge`. Goes on from `checkpoint` where it was killed."""
+) -> int:
+    """Train the head alone in place; return after how many of `epochs` it was best on `judge`.
+
+    Without `judge` it is what all of them make of it. Goes on from `checkpoint` where it was killed.
+    """
     import torch
 
     features, mask, relevance = _tensors(train)
@@ -91,7 +97,11 @@ def fit_head(
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
 
-    kept = Kept(checkpoint, "head", {"optimiser": optimiser})
+    parts = {"optimiser": optimiser}
+    if judge is None:
+        run_all(trained, epoch, epochs=epochs, seed=seed, kept=Kept(checkpoint, "head again", parts))
+        return epochs
+    kept = Kept(checkpoint, "head", parts)
     return keep_best(trained, epoch, lambda: score_head(p, judge), judge.target, epochs=epochs, seed=seed, kept=kept)
 
 
@@ -100,14 +110,14 @@ def fit_attention(
     shape: NetworkShape,
     items: ItemInputs,
     train: RankingLists,
-    judge: RankingLists,
+    judge: RankingLists | None,
     settings: TrainingSettings,
     *,
     seed: int,
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
-) -> float:
-    """Train attention and head together in place; returns the fused NDCG@10 on `judge`. Resumes as `fit_head`."""
+) -> int:
+    """Train attention and head together in place, up to `settings.epochs`; `judge` and result as in `fit_head`."""
     import torch
 
     trained = {n: t.requires_grad_() for n, t in p.items() if n not in _FIXED}
@@ -133,6 +143,11 @@ def fit_attention(
             optimiser.step()
             schedule.step()
 
+    parts = {"optimiser": optimiser, "schedule": schedule}
+    if judge is None:
+        kept = Kept(checkpoint, "attention again", parts)
+        run_all(trained, epoch, epochs=settings.epochs, seed=seed, kept=kept, progress=progress)
+        return settings.epochs
     return keep_best(
         trained,
         epoch,
@@ -140,7 +155,7 @@ def fit_attention(
         judge.target,
         epochs=settings.epochs,
         seed=seed,
-        kept=Kept(checkpoint, "attention", {"optimiser": optimiser, "schedule": schedule}),
+        kept=Kept(checkpoint, "attention", parts),
         progress=progress,
     )
 

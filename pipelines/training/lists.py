@@ -6,6 +6,7 @@ fitted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -86,7 +87,7 @@ def ranking_lists(
     # Many tiny matrix products: waking a second BLAS thread costs more than it brings.
     with threadpool_limits(limits=1, user_api="blas"):
         train, validate = (
-            _joined([x for fit, of in stretches(split, part, settings.stretches) for x in lists(fit, of, part)])
+            joined([x for fit, of in stretches(split, part, settings.stretches) for x in lists(fit, of, part)])
             for part in (Part.train, Part.validate)
         )
     return train, validate
@@ -99,5 +100,6 @@ def vector_index(embeddings: Floats) -> VectorIndex:
     return FaissIndex(build_faiss(embeddings).index, embeddings)
 
 
-def _joined(lists: list[RankingLists]) -> RankingLists:
+def joined(lists: Sequence[RankingLists]) -> RankingLists:
+    """Return the lists of all, one after another."""
     return RankingLists(*(np.concatenate([getattr(one, f.name) for one in lists]) for f in fields(RankingLists)))

@@ -37,6 +37,9 @@ class TrainingSettings(BaseModel):
     then learns from both questions, since a request can leave them out."""
     epochs: int = Field(5, ge=0)
     """Most passes of the attention part; the best one on validation events is kept. 0 trains the head alone."""
+    refit: bool = True
+    """Whether the lists that stopped the training then teach too: trained again on both, for as many passes as paid.
+    They are the newest but those that decide, which stay unseen. Twice the time."""
     learning_rate: float = Field(3e-4, gt=0)
     """Peak step size of the attention part."""
     batch_lists: int = Field(64, ge=1)

@@ -38,8 +38,16 @@ from models.retrieval.settings import RetrievalSettings
 from pipelines.errors import TrainingError
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.examples import Progress, RankingLists
-from pipelines.training.fit import ItemInputs, fit_attention, fit_head, score_fused, score_head, set_scaling
-from pipelines.training.lists import Sources, ranking_lists
+from pipelines.training.fit import (
+    HEAD_EPOCHS,
+    ItemInputs,
+    fit_attention,
+    fit_head,
+    score_fused,
+    score_head,
+    set_scaling,
+)
+from pipelines.training.lists import Sources, joined, ranking_lists
 from pipelines.training.measures import ndcg_at
 from pipelines.training.settings import TrainingSettings
 from pipelines.training.split import Part, TrainingSplit, split_after, split_events
@@ -205,16 +213,38 @@ def _kept_lists(
 def _fit(
     train: RankingLists, judge: RankingLists, items: _Items, settings: TrainingSettings, run: _Run
 ) -> tuple[CompressedModel, Parameters]:
-    """Return the trained model and the parameters of the head as they were when it was trained alone."""
+    """Return the trained model and the parameters of the head as they were when it was trained alone.
+
+    `judge` says how many epochs pay. Then it teaches too: its events are the newest but those that decide.
+    """
+    head_epochs, epochs, model, head = _fitted(train, judge, items, settings, run)
+    if settings.refit and epochs:
+        both = joined([train, judge.take(judge.target >= 0)])
+        as_long = settings.model_copy(update={"epochs": epochs})
+        _, _, model, head = _fitted(both, None, items, as_long, run, head_epochs=head_epochs)
+    scores = score_fused(model.parameters, model.shape, items.inputs(model), judge)
+    return replace(model, calibration=_calibrate(scores, judge)), head
+
+
+def _fitted(
+    train: RankingLists,
+    judge: RankingLists | None,
+    items: _Items,
+    settings: TrainingSettings,
+    run: _Run,
+    *,
+    head_epochs: int = HEAD_EPOCHS,
+) -> tuple[int, int, CompressedModel, Parameters]:
+    """Return the epochs that head and attention took, the model without calibration, and its head trained alone."""
     model = _untrained(items, settings, run.seed)
-    p, inputs = model.parameters, items.inputs(model)
+    p, kept = model.parameters, run.checkpoint
     set_scaling(p, train)
-    fit_head(p, train, judge, seed=run.seed, checkpoint=run.checkpoint)
-    head = _head(p)
-    fit_attention(
-        p, model.shape, inputs, train, judge, settings, seed=run.seed, progress=run.progress, checkpoint=run.checkpoint
+    of_head = fit_head(p, train, judge, seed=run.seed, epochs=head_epochs, checkpoint=kept)
+    head, inputs = _head(p), items.inputs(model)
+    of_all = fit_attention(
+        p, model.shape, inputs, train, judge, settings, seed=run.seed, progress=run.progress, checkpoint=kept
     )
-    return replace(model, calibration=_calibrate(score_fused(p, model.shape, inputs, judge), judge)), head
+    return of_head, of_all, model, head
 
 
 def _go_on(

@@ -8,6 +8,8 @@ from models.candidates import SCORED_SOURCES, Candidates
 from models.features import features_from_events
 from models.rankers.load import load_ranker
 from models.retrieval.query import RetrievalQuery
+from pipelines.training import train as training
+from pipelines.training.fit import fit_attention
 from pipelines.training.settings import TrainingSettings
 from pipelines.training.train import train_ranker
 
@@ -82,3 +84,23 @@ def test_events_of_unknown_items_are_ignored(make_catalog, patterned_log, folder
     catalog, embeddings = make_catalog(3)
     metrics = train_ranker(patterned_log, catalog, embeddings, folder, settings=QUICK)
     assert not metrics["switch_on"]
+
+
+def test_what_stopped_the_training_teaches_too_and_what_decides_never_does(
+    make_catalog, make_taste_log, folder, monkeypatch
+):
+    calls = []
+
+    def spied(p, shape, items, lists, judge, settings, **named):
+        calls.append((lists, judge, fit_attention(p, shape, items, lists, judge, settings, **named)))
+        return calls[-1][-1]
+
+    monkeypatch.setattr(training, "fit_attention", spied)
+    catalog, embeddings = make_catalog(100)
+    train_ranker(make_taste_log(60), catalog, embeddings, folder, settings=QUICK)
+    (lists, judge, passes), (again, unjudged, as_many) = calls
+    stopped = judge.take(judge.target >= 0)
+    assert (unjudged, as_many) == (None, passes)
+    assert len(stopped) > 0
+    assert np.array_equal(again.rows, np.concatenate([lists.rows, stopped.rows]))
+    assert set(stopped.user % 2) == {0}  # the users of the other half decide

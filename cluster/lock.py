@@ -14,12 +14,13 @@ from pathlib import Path
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
 PLATFORM = "x86_64-manylinux_2_35"
-_CUDA_ONLY = ("nvidia-", "cuda-", "triton", "torchvision", "torchaudio", "torchcodec")
+_LEFT_OUT = ("nvidia-", "cuda-", "triton", "torchvision", "torchaudio", "torchcodec", "openvino-telemetry")
 _HEADS = {
     "cpu": (
         "# Complete lock for Linux x86-64, CPython 3.11, CPU. `make lock-cpu` resolves it anew.\n"
         "# Installed with --no-deps after torch. torchvision, torchaudio, torchcodec, triton and the CUDA libraries,\n"
-        "# which metadata also names, are left out on purpose: several GB that text on a CPU does not use.\n"
+        "# which metadata also names, are left out on purpose: several GB that text on a CPU does not use. So is\n"
+        "# openvino-telemetry, which only the tools of OpenVINO load.\n"
     ),
     "gpu": (
         "# Complete lock for Linux x86-64, CPython 3.11, CUDA. `make lock-gpu` resolves it anew.\n"
@@ -39,7 +40,7 @@ def resolve(name: str) -> str:
         override = REQUIREMENTS / f"{name}.override"
         command += ["--override", override] if override.is_file() else []
         found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    lines = [line for line in found.splitlines() if name == "gpu" or not line.startswith(_CUDA_ONLY)]
+    lines = [line for line in found.splitlines() if name == "gpu" or not line.startswith(_LEFT_OUT)]
     return _HEADS[name] + "\n".join(lines) + "\n"
 
 

@@ -40,6 +40,9 @@ class TrainingSettings(BaseModel):
     refit: bool = True
     """Whether the lists that stopped the training then teach too: trained again on both, for as many passes as paid.
     They are the newest but those that decide, which stay unseen. Twice the time."""
+    lean: float = Field(0.3, ge=0)
+    """How much the order of retrieval counts beside what was learned, per deviation of its scores: what was learned of
+    one time is less true of the next."""
     learning_rate: float = Field(3e-4, gt=0)
     """Peak step size of the attention part."""
     batch_lists: int = Field(64, ge=1)

@@ -43,6 +43,7 @@ from pipelines.training.fit import (
     ItemInputs,
     fit_attention,
     fit_head,
+    lean,
     score_fused,
     score_head,
     set_scaling,
@@ -54,6 +55,8 @@ from pipelines.training.split import Part, TrainingSplit, split_after, split_eve
 from pipelines.training.verdict import verdict
 
 METRICS_FILE = "metrics.json"
+LEAN = "lean"
+"""The note of a model that says how far it leans to retrieval."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -218,12 +221,12 @@ def _fit(
     `judge` says how many epochs pay. Then it teaches too: its events are the newest but those that decide.
     """
     head_epochs, epochs, model, head = _fitted(train, judge, items, settings, run)
-    if settings.refit and epochs:
+    if settings.refit:
         both = joined([train, judge.take(judge.target >= 0)])
         as_long = settings.model_copy(update={"epochs": epochs})
         _, _, model, head = _fitted(both, None, items, as_long, run, head_epochs=head_epochs)
-    scores = score_fused(model.parameters, model.shape, items.inputs(model), judge)
-    return replace(model, calibration=_calibrate(scores, judge)), head
+    lean(head, settings.lean)
+    return _finished(model, judge, items, settings), head
 
 
 def _fitted(
@@ -258,13 +261,23 @@ def _go_on(
     """Return the served model after a few gentle passes over new lists, and the parameters of its head before."""
     p, inputs = served.parameters, items.inputs(served)
     head = _head(p)
+    lean(p, -float(served.notes.get(LEAN, 0.0)))  # or it would learn to take it back
     gentle = settings.model_copy(
         update={"epochs": settings.incremental_epochs, "learning_rate": settings.incremental_learning_rate}
     )
     fit_attention(
         p, served.shape, inputs, train, judge, gentle, seed=run.seed, progress=run.progress, checkpoint=run.checkpoint
     )
-    return replace(served, calibration=_calibrate(score_fused(p, served.shape, inputs, judge), judge)), head
+    return _finished(served, judge, items, settings), head
+
+
+def _finished(
+    model: CompressedModel, judge: RankingLists, items: _Items, settings: TrainingSettings
+) -> CompressedModel:
+    """Return the model leaning to retrieval, in place, and calibrated."""
+    lean(model.parameters, settings.lean)
+    scores = score_fused(model.parameters, model.shape, items.inputs(model), judge)
+    return replace(model, calibration=_calibrate(scores, judge), notes={LEAN: settings.lean})
 
 
 def _head(p: Parameters) -> Parameters:

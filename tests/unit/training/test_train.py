@@ -6,12 +6,14 @@ import pytest
 from models.behaviour.statistics import fit_statistics
 from models.candidates import SCORED_SOURCES, Candidates
 from models.features import features_from_events
+from models.rankers.compressed import CompressedModel
+from models.rankers.fusion import FEATURE_NAMES
 from models.rankers.load import load_ranker
 from models.retrieval.query import RetrievalQuery
 from pipelines.training import train as training
 from pipelines.training.fit import fit_attention
 from pipelines.training.settings import TrainingSettings
-from pipelines.training.train import train_ranker
+from pipelines.training.train import Incumbent, train_ranker
 
 QUICK = TrainingSettings(
     train_positions=4, validation_positions=2, epochs=2, list_size=60, bootstrap_rounds=200, min_examples=10
@@ -104,3 +106,36 @@ def test_what_stopped_the_training_teaches_too_and_what_decides_never_does(
     assert len(stopped) > 0
     assert np.array_equal(again.rows, np.concatenate([lists.rows, stopped.rows]))
     assert set(stopped.user % 2) == {0}  # the users of the other half decide
+
+
+def test_a_ranker_leans_to_retrieval_by_as_much_as_settings_say(make_catalog, make_taste_log, tmp_path):
+    catalog, embeddings = make_catalog(100)
+    heads = []
+    for lean in (0.0, 0.3):
+        (to := tmp_path / str(lean)).mkdir()
+        settings = QUICK.model_copy(update={"lean": lean})
+        train_ranker(make_taste_log(60), catalog, embeddings, to, settings=settings)
+        heads.append(CompressedModel.read(to))
+    assert heads[1].notes == {"lean": 0.3}
+    at = FEATURE_NAMES.index("merged_z")
+    per_feature = [model.parameters["head.linear"] / model.parameters["head.scale"] for model in heads]
+    assert float(per_feature[1][at] - per_feature[0][at]) == pytest.approx(0.3, abs=1e-5)
+    others = [n for n in range(len(FEATURE_NAMES)) if n != at]
+    assert (per_feature[1][others] == per_feature[0][others]).all()
+
+
+def test_going_on_neither_adds_to_how_far_a_ranker_leans_nor_takes_it_back(make_catalog, make_taste_log, tmp_path):
+    catalog, embeddings = make_catalog(100)
+    log = make_taste_log(60)
+    moment = int(np.quantile(log.timestamps_ms, 0.6))
+    for name in ("first", "next"):
+        (tmp_path / name).mkdir()
+    train_ranker(log.take(log.timestamps_ms <= moment), catalog, embeddings, tmp_path / "first", settings=QUICK)
+    # No pass pays with steps of nothing: what comes out is what went in.
+    still = QUICK.model_copy(update={"incremental_learning_rate": 1e-12, "min_examples": 2})
+    served = Incumbent(tmp_path / "first", since_ms=moment)
+    train_ranker(log, catalog, embeddings, tmp_path / "next", settings=still, incumbent=served)
+    before, after = (CompressedModel.read(tmp_path / name) for name in ("first", "next"))
+    gap = after.parameters["head.linear"] - before.parameters["head.linear"]
+    assert float(gap.abs().max()) < 1e-4
+    assert after.notes == before.notes == {"lean": 0.3}

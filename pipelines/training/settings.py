@@ -121,6 +121,11 @@ class TextTrainingSettings(BaseModel):
     distil_weight: float = Field(0.8, ge=0, le=1)
     """With a teacher: how much its scores count beside what was taken."""
 
+    @property
+    def width(self) -> int:
+        """How many items of an example a step looks at."""
+        return 1 + self.hard_negatives + self.random_negatives
+
     def deciding(self) -> dict[str, Any]:
         """Return the settings that decide what is trained, as plain values: a share of a CPU does not."""
         return self.model_dump(exclude={"cpus_per_worker"})

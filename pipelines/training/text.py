@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +118,7 @@ def train_text_ranker(
         "since_ms": origin.since_ms,
     }
     world = _world(split, catalog, embeddings, sources)
-    train, judge, decide = _cases(split, world, settings, training, seed)
+    train, judge, decide = _cases(split, world, settings, training, seed, taught=origin.teacher is not None)
     found = [sum(case.place >= 0 for case in part) for part in (judge, decide)]
     few = min(len(train), *found)
     if few < training.min_examples:
@@ -180,11 +179,18 @@ def _world(split: TrainingSplit, catalog: ItemCatalog, embeddings: Floats, sourc
 
 
 def _cases(
-    split: TrainingSplit, world: _World, settings: TextTrainingSettings, training: TrainingSettings, seed: int
+    split: TrainingSplit,
+    world: _World,
+    settings: TextTrainingSettings,
+    training: TrainingSettings,
+    seed: int,
+    *,
+    taught: bool = False,
 ) -> tuple[list[TextCase], list[TextCase], list[TextCase]]:
     """Return training cases that hold what was taken, and the two halves of the later ones by user.
 
     A list that misses it would have an item of another kind in its place, and teach that what looks alike is wrong.
+    Who is `taught` by a larger model learns its order of such lists too, as far as steps are left.
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -196,8 +202,10 @@ def _cases(
     earlier, later = [e for e in split.examples if e.part != Part.validate], split.of(Part.validate)
     # Many tiny matrix products: waking a second BLAS thread costs more than it brings.
     with threadpool_limits(limits=1, user_api="blas"):
-        found = (case for case in cases(earlier, world.similar, settings.similar) if case.place >= 0)
-        train = list(islice(found, settings.steps * settings.lists_per_step))
+        every = cases(earlier, world.similar, settings.similar)
+        most = settings.steps * settings.lists_per_step
+        train, missed = _parted(every, most, spare=most if taught else 0, least=settings.width)
+        train += missed[: most - len(train)]
         judge, decide = (
             with_found(
                 cases([e for e in later if e.user % 2 == half], world.engine, settings.list_size),
@@ -206,6 +214,20 @@ def _cases(
             for half in (0, 1)
         )
     return train, judge, decide
+
+
+def _parted(cases: Iterator[TextCase], most: int, *, spare: int, least: int) -> tuple[list[TextCase], list[TextCase]]:
+    """Return the first `most` cases that hold what was taken, and up to `spare` others with `least` candidates."""
+    found: list[TextCase] = []
+    missed: list[TextCase] = []
+    for case in cases:
+        if case.place >= 0:
+            found.append(case)
+        elif len(missed) < spare and len(case.candidates) >= least:
+            missed.append(case)
+        if len(found) == most:
+            break
+    return found, missed
 
 
 def _fit(
@@ -240,7 +262,7 @@ def _fit(
         )
         model.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
-    pairs = len(losses) * settings.lists_per_step * (1 + settings.hard_negatives + settings.random_negatives)
+    pairs = len(losses) * settings.lists_per_step * settings.width
     tenth = max(1, len(losses) // 10)
     return {
         "steps": len(losses),

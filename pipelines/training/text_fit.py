@@ -145,18 +145,22 @@ def _loss(
     settings: TextTrainingSettings,
     teacher: Teacher | None,
 ) -> Tensor:
-    """Return the mean listwise loss of cases, each with the seed of its negatives; the taken item is the first."""
+    """Return the mean listwise loss of cases, each with the seed of its negatives; the taken item is the first.
+
+    A teacher also tells of lists that miss what was taken: there its word is all there is.
+    """
     import torch
 
     device = next(model.parameters()).device
     pairs, wanted, width = [], [], 0
     for case, draw in cases:
         rng = np.random.default_rng(draw)
-        others = negatives(case, items, settings.hard_negatives, settings.random_negatives, rng)
-        rows = np.concatenate([[case.taken], others]).astype(np.int32)
+        known = teacher is None or case.place >= 0
+        others = negatives(case, items, settings.hard_negatives + (not known), settings.random_negatives, rng)
+        rows = np.concatenate([[case.taken] if known else [], others]).astype(np.int32)
         pairs += reader.read(case.query, rows)
         width = len(rows)
-        wanted.append(_target(case, rows, settings, teacher))
+        wanted.append(_target(case, rows, settings.distil_weight if known else 1.0, teacher))
     inputs = {name: torch.from_numpy(a).to(device) for name, a in reader.padded(pairs).items()}
     half = settings.bfloat16 if settings.bfloat16 is not None else device.type == "cuda" or computes_bfloat16()
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
@@ -167,16 +171,15 @@ def _loss(
 
 
 def _target(
-    case: TextCase, rows: npt.NDArray[np.int32], settings: TextTrainingSettings, teacher: Teacher | None
+    case: TextCase, rows: npt.NDArray[np.int32], weight: float, teacher: Teacher | None
 ) -> npt.NDArray[np.float32]:
-    """Return how the mass of one list is to be shared."""
+    """Return how the mass of one list is to be shared; with a teacher the first row gets it only by 1 - `weight`."""
     target = np.zeros(len(rows), np.float32)
     target[0] = 1.0
     if teacher is None:
         return target
     logits = teacher(case, rows)
     shares = np.exp(logits - logits.max())
-    weight = settings.distil_weight
     mixed: npt.NDArray[np.float32] = (weight * shares / shares.sum() + (1 - weight) * target).astype(np.float32)
     return mixed
 

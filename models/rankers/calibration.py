@@ -1,6 +1,7 @@
 """Calibration: from a ranker's logit to the probability that the candidate is the user's next action.
 
-Platt scaling (Platt 1999): two numbers fitted on held-out events, monotonic, so it never changes an order.
+Platt scaling (Platt 1999): two numbers fitted on late events, monotonic, so it never changes an order. How far off it
+is must be asked of events that were used for nothing else.
 Knows nothing of rankers. Called by training (fit) and by rankers (apply).
 """
 

@@ -68,7 +68,7 @@ def keep_best(
     kept: Kept,
     progress: Progress | None = None,
     patience: int = 2,
-) -> float:
+) -> int:
     """Run `epoch` up to `epochs` times, leave the state of least loss (the start included), return after how many.
 
     `judged` scores the judging lists with the present state. Stops after `patience` epochs without progress.

@@ -19,6 +19,7 @@ from models.rankers.fusion import FEATURE_NAMES, FusionFeatures
 from models.rankers.history import HISTORY_EVENTS, recent_history
 from models.rankers.inputs import history_columns
 from models.retrieval.query import RetrievalQuery
+from pipelines.training.shown import Shown
 from pipelines.training.split import Example
 
 Progress = Callable[[str, float], None]
@@ -40,7 +41,8 @@ class RankingLists:
     `rows` int32[L, N], -1 is padding; `features` float32[L, N, F]; `merged` float32[L, N], -inf at padding;
     `target` int32[L], the position of the item that was taken (of a basket the first that is there), -1 when retrieval
     missed it; `relevance` float32[L, N], 1 for what was taken and less for what the user took soon after;
-    `history` int64[L, 4, H] as `history_columns` builds it; `user` int32[L] codes.
+    `shown` bool[L, N], what the user saw just before and did not take; `history` int64[L, 4, H] as `history_columns`
+    builds it; `user` int32[L] codes.
     """
 
     rows: npt.NDArray[np.int32]
@@ -48,6 +50,7 @@ class RankingLists:
     merged: npt.NDArray[np.float32]
     target: npt.NDArray[np.int32]
     relevance: npt.NDArray[np.float32]
+    shown: npt.NDArray[np.bool_]
     history: npt.NDArray[np.int64]
     user: npt.NDArray[np.int32]
 
@@ -76,6 +79,7 @@ def empty_lists(count: int, size: int) -> RankingLists:
         np.full((count, size), -np.inf, np.float32),
         np.full(count, -1, np.int32),
         np.zeros((count, size), np.float32),
+        np.zeros((count, size), np.bool_),
         np.zeros((count, 4, HISTORY_EVENTS), np.int64),
         np.zeros(count, np.int32),
     )
@@ -92,13 +96,14 @@ def build_lists(
     keep_missed: bool = False,
     near_future: int = 0,
     near_future_weight: float = 0.0,
+    shown: Shown | None = None,
     progress: Progress | None = None,
 ) -> RankingLists:
     """Build one list of `size` candidates per example.
 
     Lists that miss the item taken teach no order: they are dropped, or kept with `target` -1 when `keep_missed`
     (validation needs them to be honest). What the user took up to `near_future` training events later is relevant
-    too, by `near_future_weight` to the power of the distance.
+    too, by `near_future_weight` to the power of the distance. `shown` tells what the user saw and left.
     """
     lists = empty_lists(len(examples), size)
     used = 0
@@ -122,6 +127,10 @@ def build_lists(
             for at_place in np.flatnonzero(place >= 0)[::-1]:  # nearest last: it wins where an item returns
                 distance = max(0, int(at_place) - example.basket + 1)
                 lists.relevance[used, place[at_place]] = near_future_weight**distance
+            if shown is not None:
+                seen = _places(candidates.rows, catalog.rows(shown.before(history, example.position)))
+                lists.shown[used, seen[seen >= 0]] = True
+                lists.shown[used] &= lists.relevance[used] == 0
             lists.user[used] = example.user
             _fill(lists, used, query, candidates, fusion, catalog)
             used += 1

@@ -25,7 +25,7 @@ from models.rankers.network import (
     item_tokens,
 )
 from pipelines.training.checkpoint import Checkpoint
-from pipelines.training.epochs import Kept, keep_best, run_all
+from pipelines.training.epochs import Kept, Stateful, keep_best, run_all
 from pipelines.training.examples import Progress, RankingLists
 from pipelines.training.settings import TrainingSettings
 
@@ -61,13 +61,19 @@ class ItemInputs:
 
 
 def set_scaling(p: Parameters, lists: RankingLists) -> None:
-    """Store mean and deviation of every feature over the real candidates of `lists`, for the head to divide by."""
+    """Store mean and deviation of every feature over the real candidates of `lists`, for the head to divide by.
+
+    The head does not read what is the same everywhere here: its random weights would never be corrected, and requests
+    of another kind, for lists that may hold what the user has, would meet them.
+    """
     import torch
 
     real = lists.features[lists.rows >= 0]
     deviation = real.std(axis=0)
+    varies = deviation > 1e-3
     p["head.mean"] = torch.from_numpy(real.mean(axis=0).astype(np.float32))
-    p["head.scale"] = torch.from_numpy(np.where(deviation > 1e-3, deviation, 1.0).astype(np.float32))
+    p["head.scale"] = torch.from_numpy(np.where(varies, deviation, 1.0).astype(np.float32))
+    p["head.in"][:, torch.from_numpy(~varies)] = 0.0
 
 
 def lean(p: Parameters, weight: float) -> None:
@@ -107,7 +113,7 @@ def fit_head(
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
 
-    parts = {"optimiser": optimiser}
+    parts: dict[str, Stateful] = {"optimiser": optimiser}
     if judge is None:
         run_all(trained, epoch, epochs=epochs, seed=seed, kept=Kept(checkpoint, "head again", parts))
         return epochs
@@ -153,7 +159,7 @@ def fit_attention(
             optimiser.step()
             schedule.step()
 
-    parts = {"optimiser": optimiser, "schedule": schedule}
+    parts: dict[str, Stateful] = {"optimiser": optimiser, "schedule": schedule}
     if judge is None:
         kept = Kept(checkpoint, "attention again", parts)
         run_all(trained, epoch, epochs=settings.epochs, seed=seed, kept=kept, progress=progress)
@@ -209,13 +215,14 @@ def _fused(p: Parameters, shape: NetworkShape, items: ItemInputs, lists: Ranking
 
 
 def _sample(lists: RankingLists, negatives: int, rng: np.random.Generator) -> RankingLists:
-    """Keep the taken candidate and `negatives` random others of each list."""
+    """Keep the taken candidate and `negatives` others of each list: what was shown and left, then random ones."""
     count, size = lists.rows.shape
     if negatives + 1 >= size:
         return lists
     order = rng.random((count, size), dtype=np.float32)
     order[lists.rows < 0] = 2.0  # padding last
-    order[np.arange(count), lists.target] = -1.0
+    order[lists.shown] -= 1.0
+    order[np.arange(count), lists.target] = -2.0
     kept = np.argpartition(order, negatives, axis=1)[:, : negatives + 1]
     first = np.argmin(np.take_along_axis(order, kept, axis=1), axis=1)
     relevance = np.take_along_axis(lists.relevance, kept, axis=1)
@@ -225,6 +232,7 @@ def _sample(lists: RankingLists, negatives: int, rng: np.random.Generator) -> Ra
         np.take_along_axis(lists.merged, kept, axis=1),
         first.astype(np.int32),
         relevance,
+        np.take_along_axis(lists.shown, kept, axis=1),
         lists.history,
         lists.user,
     )

@@ -79,6 +79,7 @@ def ranking_lists(
                 keep_missed=part == Part.validate,
                 near_future=settings.near_future,
                 near_future_weight=settings.near_future_weight,
+                shown=split.shown,
                 progress=progress,
             )
             for exclude_seen, of in asked

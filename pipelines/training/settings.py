@@ -36,7 +36,8 @@ class TrainingSettings(BaseModel):
     """Whether touched items are kept out of the lists, as serving does; a shop with repeat purchases says false, and
     then learns from both questions, since a request can leave them out."""
     epochs: int = Field(5, ge=0)
-    """Most passes of the attention part; the best one on validation events is kept. 0 trains the head alone."""
+    """Most passes of the attention part; as many are used as were best on validation events, none if it did not help.
+    0 trains the head alone."""
     refit: bool = True
     """Whether the lists that stopped the training then teach too: trained again on both, for as many passes as paid.
     They are the newest but those that decide, which stay unseen. Twice the time."""
@@ -95,7 +96,8 @@ class TextTrainingSettings(BaseModel):
     lists_per_step: int = Field(8, ge=1)
     """Examples per step, over all workers."""
     similar: int = Field(100, ge=2, le=1000)
-    """An example is a list of so many items that are most like the user's past, one of which was taken."""
+    """An example is a list of so many items that are most like the user's past, one of which was taken; with a teacher
+    also lists that miss it, of which only the teacher tells."""
     hard_negatives: int = Field(5, ge=0)
     """Others of that list, per example."""
     random_negatives: int = Field(0, ge=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from models.behaviour.replay import UserHistory, histories, order_of, ring_events
 from models.events import EventLog
 from pipelines.training.settings import TrainingSettings
+from pipelines.training.shown import Shown
 
 
 class Part(IntEnum):
@@ -27,7 +29,10 @@ class Part(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One event to learn from or to be judged by: event `position` of `history`, by the `user`-th user.
+    """One event to learn from or to be judged by: event `position` of `history`.
+
+    `user` is a number drawn from the user's id, so that others who come or go do not move anybody from one half of the
+    users to the other: what stopped a training must not decide about the next one.
 
     `last` is the position of the user's last event of the same part: nothing after it may be looked at. `basket` is
     how many events from `position` on were taken together.
@@ -48,11 +53,15 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSplit:
-    """`fit` is what sources and statistics may see of `log`; `examples` are the events held out of it."""
+    """`fit` is what sources and statistics may see of `log`; `examples` are the events held out of it.
+
+    `shown` is what users saw, which `log` has not.
+    """
 
     log: EventLog
     fit: EventLog
     examples: list[Example]
+    shown: Shown
 
     def of(self, part: Part) -> list[Example]:
         """Return the examples of one part, user by user, oldest first."""
@@ -71,7 +80,7 @@ def split_events(log: EventLog, settings: TrainingSettings, *, seed: int, fitted
     grouped = kept.take(order)
     parts = _by_time(grouped, settings) if settings.split == "time" else _by_user(grouped, settings)
     fit = kept.take(np.sort(order[parts == Part.fit]))
-    return TrainingSplit(kept, fit, _examples(kept, parts, settings, seed, fitted))
+    return TrainingSplit(kept, fit, _examples(kept, parts, settings, seed, fitted), Shown(log))
 
 
 def split_after(
@@ -93,7 +102,7 @@ def split_after(
         second = np.quantile(times[new], 1 - settings.incremental_validation_share)
         parts[new & (times > second)] = Part.validate
     fit = kept.take(np.sort(order[parts == Part.fit]))
-    return TrainingSplit(kept, fit, _examples(kept, parts, settings, seed, fitted))
+    return TrainingSplit(kept, fit, _examples(kept, parts, settings, seed, fitted), Shown(log))
 
 
 def stretches(split: TrainingSplit, part: Part, count: int) -> Iterator[tuple[EventLog, list[Example]]]:
@@ -120,7 +129,8 @@ def _examples(
         return []
     by_user: list[list[Example]] = []
     start = 0
-    for user, history in enumerate(histories(log)):
+    for history in histories(log):
+        user = crc32(history.user_id.encode()) >> 1  # fits int32
         own = parts[start : start + len(history)]
         start += len(history)
         last = {part: int(np.flatnonzero(own == part)[-1]) for part in set(own.tolist())}
@@ -133,14 +143,14 @@ def _examples(
                 if (p > 0 or settings.baskets) and (fitted or own[p] != Part.fit)
             ]
         )
-    chosen: list[list[Example]] = []
+    chosen: list[int] = []
     room = settings.max_lists
     for user in np.random.default_rng(seed).permutation(len(by_user)):
         held_out = sum(example.part != Part.fit for example in by_user[user])
         if held_out <= room:
-            chosen.append(by_user[user])
+            chosen.append(int(user))
             room -= held_out
-    return [e for group in sorted(chosen, key=lambda g: g[0].user if g else -1) for e in group]
+    return [example for user in sorted(chosen) for example in by_user[user]]
 
 
 def _baskets(history: UserHistory, parts: npt.NDArray[np.uint8]) -> Iterator[tuple[int, int]]:

@@ -190,14 +190,16 @@ def _cases(
     """Return training cases that hold what was taken, and the two halves of the later ones by user.
 
     A list that misses it would have an item of another kind in its place, and teach that what looks alike is wrong.
-    Who is `taught` by a larger model learns its order of such lists too, as far as steps are left.
+    Who is `taught` by a larger model learns its order of such lists too: they fill up what all steps together read.
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     def cases(examples: Sequence[Example], retriever: RetrievalEngine, size: int) -> Iterator[TextCase]:
         order = np.random.default_rng(seed).permutation(len(examples))
         of = (examples[at] for at in order)
-        return iter_cases(of, retriever, world.catalog, size=size, exclude_seen=training.exclude_seen)
+        return iter_cases(
+            of, retriever, world.catalog, size=size, exclude_seen=training.exclude_seen, shown=split.shown
+        )
 
     earlier, later = [e for e in split.examples if e.part != Part.validate], split.of(Part.validate)
     # Many tiny matrix products: waking a second BLAS thread costs more than it brings.

@@ -17,6 +17,7 @@ from models.catalog import ItemCatalog
 from models.rankers.fusion import FusionFeatures
 from models.retrieval.query import RetrievalQuery
 from pipelines.training.examples import RankingLists, Retriever, empty_lists
+from pipelines.training.shown import Shown
 from pipelines.training.split import Example
 
 Floats = npt.NDArray[np.float32]
@@ -24,19 +25,31 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class TextCase:
-    """One request. `taken` is the row of the item that was taken, `place` where the candidates hold it or -1."""
+    """One request. `taken` is the row of the item that was taken, `place` where the candidates hold it or -1.
+
+    Of a basket that is the first item that the candidates hold, and `right` are the rows of all of it: none of them is
+    wrong. `shown` are the rows that the user saw just before and left.
+    """
 
     user: int
     query: RetrievalQuery
     candidates: Candidates
     taken: int
     place: int
+    right: tuple[int, ...] = ()
+    shown: tuple[int, ...] = ()
 
 
 def iter_cases(
-    examples: Iterable[Example], retriever: Retriever, catalog: ItemCatalog, *, size: int, exclude_seen: bool
+    examples: Iterable[Example],
+    retriever: Retriever,
+    catalog: ItemCatalog,
+    *,
+    size: int,
+    exclude_seen: bool,
+    shown: Shown | None = None,
 ) -> Iterator[TextCase]:
-    """Yield a case per example whose item the catalog holds, in their order."""
+    """Yield a case per example of which the catalog holds an item, in their order."""
     for example in examples:
         history = example.history
         query = RetrievalQuery(
@@ -45,11 +58,16 @@ def iter_cases(
             user=history.before(example.position),
             exclude_seen=exclude_seen,
         )
-        taken = int(catalog.rows([str(history.item_ids[example.position])])[0])
-        if taken >= 0:
-            found = retriever.retrieve(query)
-            at = np.flatnonzero(found.rows == taken)
-            yield TextCase(example.user, query, found, taken, int(at[0]) if len(at) else -1)
+        right = catalog.rows(history.item_ids[example.position : example.position + example.basket].tolist())
+        right = right[right >= 0]
+        if not len(right):
+            continue
+        found = retriever.retrieve(query)
+        at = np.flatnonzero(np.isin(found.rows, right))
+        taken = int(found.rows[at[0]] if len(at) else right[0])
+        place = int(at[0]) if len(at) else -1
+        seen = () if shown is None else tuple(catalog.rows(shown.before(history, example.position)).tolist())
+        yield TextCase(example.user, query, found, taken, place, tuple(right.tolist()), seen)
 
 
 def with_found(cases: Iterable[TextCase], most: int) -> list[TextCase]:
@@ -82,13 +100,17 @@ def lists_of(cases: Sequence[TextCase], fusion: FusionFeatures, size: int) -> Ra
 
 
 def negatives(case: TextCase, items: int, hard: int, easy: int, rng: np.random.Generator) -> npt.NDArray[np.int32]:
-    """Return rows: up to `hard` of the list but not taken, filled up with items at random, never the taken one."""
-    retrieved = case.candidates.rows[case.candidates.rows != case.taken]
-    picked = rng.permutation(retrieved)[:hard].tolist()
+    """Return rows: up to `hard` of the list, those that were shown first, filled up with items at random.
+
+    Never what was taken; of the rest of a basket some, where the catalog has next to nothing else.
+    """
+    right = {case.taken, *case.right[: max(0, items - 1 - hard - easy)]}
+    drawn = rng.permutation(case.candidates.rows[~np.isin(case.candidates.rows, list(right))])
+    picked = drawn[np.argsort(~np.isin(drawn, case.shown), kind="stable")][:hard].tolist()
     wanted = min(hard + easy, items - 1)
     while len(picked) < wanted:
         row = int(rng.integers(items))
-        if row != case.taken and row not in picked:
+        if row not in right and row not in picked:
             picked.append(row)
     return np.array(picked, np.int32)
 

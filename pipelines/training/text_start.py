@@ -53,10 +53,13 @@ def load_start(folder: Path, settings: TextTrainingSettings, *, seed: int) -> tu
 
 
 def teacher_of(folder: Path, catalog: ItemCatalog) -> Callable[[TextCase, npt.NDArray[np.int32]], Floats]:
-    """Return what asks the text ranker in `folder` for its logits of catalog rows."""
+    """Return what asks the text ranker in `folder` for its logits of catalog rows.
+
+    Not by the engine that happens to be fastest now: a training that is run again ends with the same bytes.
+    """
     body = json.loads((folder / CONFIG_FILE).read_text()) if (folder / CONFIG_FILE).is_file() else {}
     limits: dict[str, Any] = {"max_tokens": int(body["max_tokens"])} if "max_tokens" in body else {}
-    ranker = TextRanker.load(folder, catalog, **limits)
+    ranker = TextRanker.load(folder, catalog, engine="transformers", **limits)
     return lambda case, rows: ranker.score(case.query, given(rows))
 
 

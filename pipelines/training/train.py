@@ -1,9 +1,9 @@
 """Trains the compressed ranker from an event log and decides whether it may be served.
 
-Sources and statistics are fitted on events before the examples; half of the validation users stop the training and
-calibrate it, the other half, untouched until then, decides. It can go on from the ranker served now and learn from
-later events only. Knows nothing of artifacts or releases: it fills a folder. Called through `makers` by `train` and
-`build`.
+Sources and statistics are fitted on events before the examples; half of the validation users stop the training, then
+teach too and calibrate, the other half, untouched until then, decides. It can go on from the ranker served now and
+learn from later events only. Knows nothing of artifacts or releases: it fills a folder. Called through `makers` by
+`train` and `build`.
 """
 
 from __future__ import annotations

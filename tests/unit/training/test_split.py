@@ -113,3 +113,14 @@ def times(examples):
 def test_stretches_of_a_split_by_user_are_refused_by_name():
     with pytest.raises(ValueError, match=r"stretches = 3 needs split: time"):
         TrainingSettings(stretches=3)
+
+
+def test_a_user_who_joins_moves_nobody_else_to_the_other_half(make_log):
+    rows = [(f"u{n % 30}", f"i{n % 11}", n) for n in range(300)]
+    before, after = (
+        {e.history.user_id: e.user for e in split_events(make_log(log), TrainingSettings(), seed=0).examples}
+        for log in (rows, [("a", f"i{n}", n) for n in range(9)] + rows)
+    )
+    assert len(before) == 30 and after.keys() - before.keys() == {"a"}
+    assert all(after[user] == number for user, number in before.items())
+    assert 8 <= sum(number % 2 for number in before.values()) <= 22

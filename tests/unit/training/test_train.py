@@ -6,6 +6,7 @@ import pytest
 from models.behaviour.statistics import fit_statistics
 from models.candidates import SCORED_SOURCES, Candidates
 from models.features import features_from_events
+from models.rankers import returning
 from models.rankers.compressed import CompressedModel
 from models.rankers.fusion import FEATURE_NAMES
 from models.rankers.load import load_ranker
@@ -139,3 +140,15 @@ def test_going_on_neither_adds_to_how_far_a_ranker_leans_nor_takes_it_back(make_
     gap = after.parameters["head.linear"] - before.parameters["head.linear"]
     assert float(gap.abs().max()) < 1e-4
     assert after.notes == before.notes == {"lean": 0.3}
+
+
+def test_a_feature_that_says_nothing_in_training_says_nothing_of_a_request_of_another_kind(
+    make_catalog, make_taste_log, folder
+):
+    catalog, embeddings = make_catalog(100)
+    train_ranker(make_taste_log(60), catalog, embeddings, folder, settings=QUICK)
+    model = CompressedModel.read(folder)
+    owned = [FEATURE_NAMES.index(name) for name in returning.NAMES]  # answers left out what users have
+    assert (model.parameters["head.in"][:, owned] == 0).all()
+    assert (model.parameters["head.linear"][owned] == 0).all()
+    assert (model.parameters["head.in"][:, FEATURE_NAMES.index("merged_z")] != 0).any()

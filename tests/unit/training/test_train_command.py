@@ -113,8 +113,8 @@ def start(tmp_path, tiny_bert):
 def test_a_text_ranker_is_trained_published_loaded_and_distilled_by_the_same_command(
     place, make_taste_log, start, imported, run
 ):
-    workspace = imported(place, make_taste_log(120))
-    quick = "{steps: 6, lists_per_step: 4, max_tokens: 32, list_size: 20, validation_cases: 20, frozen_layers: 0"
+    workspace = imported(place, make_taste_log(160))
+    quick = "{steps: 6, lists_per_step: 4, max_tokens: 32, list_size: 20, validation_cases: 60, frozen_layers: 0"
     sets = [f"pipelines.text={quick}, start_uri: {start}}}"]
     result, first = run(place, "train", "--kind", "text", sets=sets)
     assert first["kind"] == "text" and first["metrics"]["steps"] == 6, result.output
@@ -130,8 +130,8 @@ def test_a_text_ranker_is_trained_published_loaded_and_distilled_by_the_same_com
 
 
 def test_no_second_text_ranker_stands_behind_a_trained_one(place, make_taste_log, start, imported, run):
-    workspace = imported(place, make_taste_log(120))
-    quick = "{steps: 6, lists_per_step: 4, max_tokens: 32, list_size: 20, validation_cases: 20, frozen_layers: 0"
+    workspace = imported(place, make_taste_log(160))
+    quick = "{steps: 6, lists_per_step: 4, max_tokens: 32, list_size: 20, validation_cases: 60, frozen_layers: 0"
     sets = [f"pipelines.text={quick}, start_uri: {start}}}"]
     sets += [f"models.ranker.text_uri={start}", "models.ranker.cascade.candidates=8"]
     result, made = run(place, "train", "--kind", "text", sets=sets)

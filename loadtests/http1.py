@@ -37,7 +37,7 @@ class Exchange:
 
     __slots__ = (
         "body", "bytes_in", "connection", "degraded", "done_ns", "events", "first_byte_ns", "index", "outcome",
-        "payload", "retried", "sent_ns", "server_timing", "sse", "status", "woke_ns",
+        "payload", "release", "retried", "sent_ns", "server_timing", "sse", "status", "title_marks", "woke_ns",
     )  # fmt: skip
 
     def __init__(self, index: int, payload: bytes, *, sse: bool = False) -> None:
@@ -48,7 +48,7 @@ class Exchange:
         self.status = self.bytes_in = 0
         self.outcome = Outcome.CONNECTION
         self.server_timing = b""
-        self.body = b""
+        self.body = self.release = self.title_marks = b""
         self.events: list[tuple[bytes, int]] = []
         self.retried = self.degraded = False
         self.connection: Connection | None = None

@@ -3,7 +3,8 @@
 Latency counts from the *intended* send time, so a stall of the server is felt by every request that should have been
 sent during it (no coordinated omission; Gil Tene, "How NOT to measure latency"). Requests in flight, their number and
 the time are bounded; what the bounds cut is a row in the samples, never silence. Knows nothing of recommendations
-beyond the words `"degraded":true`. Called by `python -m loadtests run` and by the benchmarks.
+beyond the words `"degraded":true`, `"release":` and `"title":`, found in the bytes without parsing the document.
+Called by `python -m loadtests run` and by the benchmarks.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import ipaddress
+import re
 import resource
 import socket
 import ssl
@@ -29,6 +31,10 @@ _BURST = 32
 """Arrivals taken up in one turn of the loop when behind, so that answers are still read in between."""
 _SWEEP_S = 0.02
 _SPARE_FILES = 64
+_RELEASE = re.compile(rb'"release": ?"([^"\\]{1,64})"')
+"""Inside a string the first quote would follow a backslash and the second be one, so this is a key wherever it is."""
+UNMARKED = "-"
+"""Stands for a title without a mark in the column `title_marks`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,8 @@ class OpenLoopOptions:
     lag_p99_bound_ms: float = 5.0
     """A run in which the client itself took arrivals up later than this (p99) is invalid."""
     allow_remote: bool = False
+    title_mark: str | None = None
+    """With it the marks at the end of an answer's titles are kept: what follows this text, up to the next `]`."""
     api_key: str | None = field(default=None, repr=False)
 
     def spec(self) -> dict[str, Any]:
@@ -132,6 +140,11 @@ def _resolve(url: str, *, allow_remote: bool) -> _Target:
     return _Target(address, port, parts.netloc.rpartition("@")[2], parts.hostname, tls)
 
 
+def _at_end_of_titles(mark: str) -> re.Pattern[bytes]:
+    """Return what finds the mark of each title of a JSON document, b"" where a title has none."""
+    return re.compile(rb'"title": ?"(?:[^"\\]|\\.)*?(?:' + re.escape(mark.encode()) + rb'([0-9A-Za-z-]+)\])?"')
+
+
 class _Run:
     """The moving parts of one run; every method is called on the loop's thread."""
 
@@ -141,6 +154,7 @@ class _Run:
         self._options, self._target = options, target
         self._offsets, self._exchanges = offsets, exchanges
         self._timeout = int(options.timeout_s * NS)
+        self._marks = None if options.title_mark is None else _at_end_of_titles(options.title_mark)
         self._next = 0
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
@@ -225,9 +239,18 @@ class _Run:
             self._send_on_new(exchange)
             return
         exchange.degraded = b'"degraded":true' in exchange.body or b'"degraded": true' in exchange.body
+        if exchange.outcome is Outcome.ANSWERED and 200 <= exchange.status < 300:
+            self._note_release(exchange)
         if connection.usable:
             self._idle.append(connection)
         self._end(exchange, exchange.outcome)
+
+    def _note_release(self, exchange: Exchange) -> None:
+        if (found := _RELEASE.search(exchange.body)) is not None:
+            exchange.release = found[1]
+        if self._marks is not None:
+            marks = {mark or UNMARKED.encode() for mark in self._marks.findall(exchange.body)}
+            exchange.title_marks = b" ".join(sorted(marks))
 
     def _on_lost(self, connection: Connection) -> None:
         self._open.discard(connection)

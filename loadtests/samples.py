@@ -2,8 +2,10 @@
 
 Columns: `index`, `kind`, `measured` (false in the warm-up), `outcome`, `status`, `bytes`, `degraded`, `retried`, the
 times `intended_ns`, `woke_ns` (the client took the arrival up), `sent_ns`, `first_byte_ns`, `done_ns`, `items_ns`,
-`stream_done_ns` in ns since the start of the run (-1: never happened), `reasons_ns` (a list), and one
-`stage_<name>_ms` column per entry of the Server-Timing header (NaN: not given).
+`stream_done_ns` in ns since the start of the run (-1: never happened), `reasons_ns` (a list), `release` (that a good
+answer names) and `title_marks` (the marks of its titles, once each, where the run asked for them), both null for events
+and where there is none, and one `stage_<name>_ms` column per entry of the Server-Timing header (NaN: not given). Files
+from before 2026-12 lack `release` and `title_marks`.
 Written by the open-loop client, read by reports and benchmarks.
 """
 
@@ -93,10 +95,21 @@ def to_table(
         "reasons_ns": pa.array(
             [[at - start for name, at in e.events if name == b"reason"] for e in exchanges], type=pa.list_(pa.int64())
         ),
+        "release": _words([e.release for e in exchanges], kinds),
+        "title_marks": _words([e.title_marks for e in exchanges], kinds),
     }
     for name in ("woke_ns", "sent_ns", "first_byte_ns", "done_ns"):
         columns[name] = since([getattr(e, name) for e in exchanges])
     return pa.table(columns | _stages(exchanges))
+
+
+def _words(found: Sequence[bytes], kinds: Sequence[str]) -> pa.Array:
+    """Return what list calls were answered, null where that is nothing; Parquet keeps each text once."""
+    import pyarrow as pa
+
+    words = [w.decode("latin-1") if w and kind != "event" else None for w, kind in zip(found, kinds, strict=True)]
+    # Not as a dictionary in memory: a null of one would be read as its last word by numpy.
+    return pa.array(words, pa.string())
 
 
 def _cut_short(exchange: Exchange) -> bool:

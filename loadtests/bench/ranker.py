@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from cluster.config import Settings
 from cluster.workspace import Workspace
@@ -50,7 +50,7 @@ class Options(BaseModel):
     requests: int = Field(300, ge=20, le=5000)
     """Requests of 100 candidates per round, one user each."""
     callers: int = Field(16, ge=1, le=256)
-    """Concurrent callers of the queue comparison."""
+    """Concurrent callers of the queue comparison; no more than `requests`, or the queue would never be full."""
     pairs: int = Field(96, ge=16, le=2000)
     """Text pairs per round and engine."""
     compressed: bool = True
@@ -66,13 +66,21 @@ class Options(BaseModel):
     texts: str | None = None
     """Imported data set whose users and items make the text pairs; none takes the release's."""
 
+    @field_validator("callers")
+    @classmethod
+    def _fill_the_queue(cls, callers: int, info: ValidationInfo) -> int:
+        if callers > (requests := info.data.get("requests", callers)):
+            raise ValueError(f"{callers} callers need at least as many requests, not {requests}")
+        return callers
+
 
 @measure
 def queue_ratio(path: Path, *, calls: str, service: str, callers: int) -> Estimate:
     """Geometric mean over rounds of p99 of `calls` over p99 of a simulated first-come queue of `callers`.
 
     A caller asks again as soon as it is answered and one server works, so a call takes the service times of itself
-    and of the `callers` - 1 before it; those are the `service` samples of the same round.
+    and of the `callers` - 1 before it; those are the `service` samples of the same round. Raises ValueError where a
+    round has fewer of them than `callers`.
     """
     import pyarrow.parquet as pq
 
@@ -82,6 +90,8 @@ def queue_ratio(path: Path, *, calls: str, service: str, callers: int) -> Estima
     measured, simulated = [], []
     for number in np.unique(rounds):
         times = values[(rounds == number) & (arms == service)]
+        if len(times) < callers:  # numpy would exchange the two without a word
+            raise ValueError(f"{len(times)} service times in round {number} make no queue of {callers} callers")
         waits = np.convolve(times, np.ones(callers), mode="valid")
         simulated.append(float(np.quantile(waits, 0.99)))
         measured.append(float(np.quantile(values[(rounds == number) & (arms == calls)], 0.99)))
@@ -171,6 +181,8 @@ def _compressed(context: BenchContext, options: Options, bundle: ReleaseBundle, 
     ranker = bundle.ranker
     if not isinstance(ranker, CompressedRanker):
         raise LoadError("the latest release has no compressed ranker switched on: build one with train_ranker")
+    if options.callers > len(asked):
+        raise LoadError(f"callers={options.callers} need at least as many requests; this data set gives {len(asked)}")
 
     def service() -> list[float]:
         return [_ms(lambda q=q, c=c: ranker.score(q, c)) for q, c in asked]  # type: ignore[misc]

@@ -2,9 +2,11 @@
 
 The same load undisturbed, then with five swaps and a rollback, each to a release whose artifacts no replica has loaded
 before, then undisturbed again: half of it before and half after, so that a machine that changes meanwhile is no
-difference. Publishing (canary, two phases) happens in a process of its own, as an operator's would, and asks for
-recommendations around each swap: every answer must name a release that existed. The cluster of the state folder is
-started when it does not run. Loopback only. Called by the harness.
+difference. Publishing (canary, two phases) happens in a process of its own, as an operator's would. Every measured
+answer of the run with swaps must name a release that existed, and carry titles of that release and of no other:
+`swap_marks` says what that shows, and what it does not. The cluster of the state folder is started when it does not
+run; one that runs answers with marked titles meanwhile, and serves what it served before in the end. Loopback only.
+Called by the harness.
 """
 
 from __future__ import annotations
@@ -23,24 +25,24 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.config import Settings
-from cluster.publish import publish, rollback
+from cluster.publish import current, publish, rollback, waiting_changes
 from cluster.workspace import Workspace
 from loadtests import report, stats, workload
 from loadtests.bench.freshness import api_client, cluster_of
 from loadtests.bench.harness import BenchContext
 from loadtests.bench.measures import holds, measure
+from loadtests.bench.swap_marks import MARK, answers_by_release, marked_copy, new_stamp, state_releases
 from loadtests.bench.sweep import search
 from loadtests.bench.targets import Aim
 from loadtests.open_loop import OpenLoopOptions, run_open_loop
 from loadtests.samples import RunResult
 from loadtests.schedule import LoadError
 from loadtests.stats import Estimate
-from models.artifacts import ArtifactStore
-from models.releases import Release, new_release
+from models.releases import Release
 
 SWAPS = 5
 _ASKED, _ASKED_EVERY_S = 10, 0.1
-"""Answers looked at after a swap; apart, so that they are no load of their own."""
+"""Answers the publishing process looks at after a swap; apart, so that they are no load of their own."""
 
 
 class SwapOptions(BaseModel):
@@ -89,19 +91,25 @@ def bench(context: BenchContext) -> None:
     with cluster_of(context) as url:
         rate = options.rate or _half_of_capacity(context, options, url)
         context.facts["rate_rps"] = rate
-        releases = _copies(settings)
-        before = _load(options, url, rate, options.duration_s / 2, seed=options.seed)
-        publisher = _start(context, settings, url, releases, options.duration_s)
-        swapped = _load(options, url, rate, options.duration_s, seed=options.seed + 1)
-        said = _finish(publisher)
-        after = _load(options, url, rate, options.duration_s / 2, seed=options.seed + 2)
-    book = Workspace(settings).releases()
-    if (latest := book.latest()) is not None:
-        book.save(latest)  # and not the copy that it went back to
+        served, _ = current(settings)
+        marks = _copies(settings)
+        changed = waiting_changes(settings, now_ms=int(time.time() * 1000))[0] > 0
+        try:
+            before = _load(options, url, rate, options.duration_s / 2, seed=options.seed)
+            with _start(context, settings, url, list(marks), options.duration_s) as publisher:
+                swapped = _load(options, url, rate, options.duration_s, seed=options.seed + 1)
+                said = _finish(publisher)
+            after = _load(options, url, rate, options.duration_s / 2, seed=options.seed + 2)
+        finally:
+            _put_back(settings, served)
     runs = {"before-swaps": before, "with-swaps": swapped, "after-swaps": after}
     for name, run in runs.items():
         context.invalid += [f"{name}: {reason}" for reason in report.invalid_because(run)]
-    _state(context, said, {name: context.save_run(name, run) for name, run in runs.items()})
+    saved = {name: context.save_run(name, run) for name, run in runs.items()}
+    _state(context, said, saved)
+    known = Workspace(settings).releases().names()
+    context.facts["answers_by_release"] = answers_by_release(swapped)
+    state_releases(context, saved["with-swaps"], known=known, marks=marks, changed_items=changed)
 
 
 def _state(context: BenchContext, said: Mapping[str, Any], runs: Mapping[str, str]) -> None:
@@ -113,8 +121,6 @@ def _state(context: BenchContext, said: Mapping[str, Any], runs: Mapping[str, st
     context.target("swap_p99_ratio", "p99_ratio", busy, *quiet, aim=Aim(at_most=1.5))
     context.target("p99_with_swaps_ms", "latency_quantile", busy, q=0.99)
     context.target("p99_without_swaps_ms", "pooled_quantile", *quiet, q=0.99)
-    strange = context.save_array("strange-releases", [float(said["strange"])])
-    context.target("answers_of_unknown_releases", "array_mean", strange, aim=Aim(at_most=0))
     if said["swaps"]:
         took = context.save_array("swap-seconds", [one["seconds"] for one in said["swaps"]])
         context.target("swap_s", "array_mean", took)
@@ -147,32 +153,42 @@ def _load(options: SwapOptions, url: str, rate: float, duration_s: float, *, see
     )
     key = os.environ.get("RAYCOMMEND_API_KEY") or None
     open_loop = OpenLoopOptions(
-        url=url, rate_rps=rate, duration_s=duration_s, warmup_s=3.0, seed=seed, api_key=key, max_in_flight=512
+        url=url,
+        rate_rps=rate,
+        duration_s=duration_s,
+        warmup_s=3.0,
+        seed=seed,
+        api_key=key,
+        max_in_flight=512,
+        title_mark=MARK,
     )
     return run_open_loop(open_loop, requests)
 
 
-def _copies(settings: Settings) -> list[str]:
-    """Make releases of the current artifacts under new names, so that replicas have to load all of them."""
+def _copies(settings: Settings) -> dict[str, str]:
+    """Make releases of the current artifacts under new names; return the mark of each by name, in the order to swap."""
     workspace = Workspace(settings)
     artifacts, book = workspace.artifacts(), workspace.releases()
     release = workspace.newest_release()
     if release is None:
         raise LoadError("there is no release: run `raycommend build` first")
-    names = []
+    marks = {}
     for number in range(SWAPS):
-        stamp = f"{time.time_ns():x}-{number}"
-        refs = {kind: _copy(artifacts, ref, stamp) for kind, ref in release.artifacts.items()}
-        copy = new_release(refs, item_log_seq=release.item_log_seq, **release.notes)
+        stamp = new_stamp(number)
+        copy = marked_copy(artifacts, release, stamp)
         book.save(copy)
-        names.append(copy.release_id)
+        marks[copy.release_id] = stamp
     book.save(release)  # the latest stays what it was
-    return names
+    return marks
 
 
-def _copy(artifacts: ArtifactStore, ref: str, stamp: str) -> str:
-    artifact = artifacts.get(ref)
-    return artifacts.put(ref.split("/")[0], artifact.path, {**artifact.meta, "copy": stamp})
+def _put_back(settings: Settings, served: Release | None) -> None:
+    """Make the latest release what `up` wants again, and serve what was `served` before the copies."""
+    book = Workspace(settings).releases()
+    if (latest := book.latest()) is not None:
+        book.save(latest)  # and not the copy that the rollback went back to
+    if served is not None:
+        publish(settings, served, check=False)
 
 
 def _start(
@@ -206,9 +222,8 @@ def _publisher(work: Mapping[str, Any]) -> dict[str, Any]:
     """Swap through the releases at even intervals, and go back once; ask for recommendations after each."""
     settings = Settings.model_validate(work["settings"])
     book = Workspace(settings).releases()
-    known = set(book.names())
     swaps: list[dict[str, Any]] = []
-    strange, error = 0, ""
+    error = ""
     every_s = work["duration_s"] / (SWAPS + 2)
     began = time.monotonic()
     with api_client(work["url"]) as api:
@@ -224,10 +239,9 @@ def _publisher(work: Mapping[str, Any]) -> dict[str, Any]:
                 break
             took = time.monotonic() - started
             seen = [_release_of_an_answer(api) for _ in range(_ASKED)]
-            strange += sum(release not in known for release in seen)
             swaps.append({"seconds": took, "replicas": swap.replicas, "rollback": name is None, "moved": swap.moved})
             swaps[-1]["last_answer_is_new"] = seen[-1] == served.release_id
-    return {"swaps": swaps, "strange": strange, "error": error}
+    return {"swaps": swaps, "error": error}
 
 
 def _release_of_an_answer(api: httpx.Client) -> str | None:

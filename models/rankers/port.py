@@ -12,7 +12,12 @@ from models.retrieval.query import RetrievalQuery
 
 
 class CrossEncoder(Protocol):
-    """Scores candidates for one user, each independently of the other candidates in the call."""
+    """Scores the candidates of one list for one user, in whatever order they are given.
+
+    Models read each candidate alone; a fused score also reads where the candidate stands among the others of the call
+    (columns of `models.rankers.fusion` that are relative to the list). So scores of one call compare with each other,
+    the same candidate in another list may get another one, and a list that is split over calls is not the same list.
+    """
 
     score_kind: str
     """`probability` when scores are calibrated to the next action, else `rank_only`."""

@@ -5,8 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from loadtests.bench.ranker import queue_ratio
+from loadtests.bench.harness import BenchContext
+from loadtests.bench.ranker import Options, queue_ratio
 from loadtests.bench.ranker_text import ndcg
+from loadtests.schedule import LoadError
 
 
 @pytest.fixture
@@ -35,6 +37,19 @@ def test_calls_that_wait_longer_are_slower_than_the_queue_by_that_much(samples):
     found = queue_ratio(samples([8.0] * 30 + [24.0] * 10), calls="calls", service="service", callers=4)
     assert found.value == pytest.approx(3.0)
     assert np.isfinite(found.value)
+
+
+def test_a_queue_of_more_callers_than_requests_is_refused_in_one_sentence(tmp_path, samples):
+    def ask(**options):
+        return BenchContext("ranker", tmp_path, options, settings={}, tell=print).options(Options)
+
+    with pytest.raises(LoadError, match="32 callers need at least as many requests, not 20"):
+        ask(requests="20", callers="32")
+    with pytest.raises(LoadError, match="requests: Input should be greater than or equal to 20"):
+        ask(requests="2", callers="32")
+    assert ask(requests="32", callers="32").callers == 32
+    with pytest.raises(ValueError, match="50 service times in round 0 make no queue of 51 callers"):
+        queue_ratio(samples([8.0] * 40), calls="calls", service="service", callers=51)
 
 
 def test_ndcg_reads_the_place_of_the_one_right_item_and_ties_count_against_it():

@@ -105,18 +105,19 @@ def _json_lines(file: Any) -> Iterator[Any]:
     import orjson
 
     # Some filesystems give files that read a byte at a time until a line ends, each byte a request.
-    for line in io.BufferedReader(file, _READ_BYTES):
-        if len(line) > _MAX_LINE_BYTES:
-            yield BadRow(f"line: longer than {_MAX_LINE_BYTES} bytes")
-            continue
-        if line.isspace():
-            continue
-        try:
-            parsed = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            yield BadRow(f"broken JSON: {error.msg} at character {error.pos}")
-            continue
-        yield parsed if isinstance(parsed, dict) else BadRow("line: not a JSON object")
+    with io.BufferedReader(file, _READ_BYTES) as lines:
+        for line in lines:
+            if len(line) > _MAX_LINE_BYTES:
+                yield BadRow(f"line: longer than {_MAX_LINE_BYTES} bytes")
+                continue
+            if line.isspace():
+                continue
+            try:
+                parsed = orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                yield BadRow(f"broken JSON: {error.msg} at character {error.pos}")
+                continue
+            yield parsed if isinstance(parsed, dict) else BadRow("line: not a JSON object")
 
 
 def _parquet(file: Any) -> Iterator[Any]:

@@ -23,7 +23,7 @@ Labels = tuple[tuple[str, str], ...]
 class Declaration:
     """What somebody declared at `declared_ms`. `vector` float32[dimension of the encoder then] of unit length.
 
-    `tag` says which encoder made it (`models.intent.tag_of`); empty for what was stored before there were tags.
+    `tag` says which encoder made it (`models.intent.encoder_tag`); empty for what was stored before there were tags.
     """
 
     labels: Labels = ()

@@ -32,7 +32,7 @@ class UserFeatures:
     hashes of every item the user took or hid. `known` is False for a user without any stored event.
     `stale` is True when the store could not be read and this is a substitute. `intent` is the vector of the newest
     search, float32[dimension of the encoder then], made at `intent_ms` by the encoder that `intent_tag` names
-    (`models.intent.tag_of`; empty for what was stored before there were tags); `declared` is what they say of
+    (`models.intent.encoder_tag`; empty for what was stored before there were tags); `declared` is what they say of
     themselves. Who only searched or declared is not `known` for that. `summary` says in words what the user is
     interested in, or is "" where nobody wrote that lately.
     """

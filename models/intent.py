@@ -20,7 +20,7 @@ _TAGGED = b"\x01"
 Vector = npt.NDArray[np.float32]
 
 
-def tag_of(encoder: str | None) -> bytes:
+def encoder_tag(encoder: str | None) -> bytes:
     """Return the tag of what the encoder of this URI makes, `TAG_BYTES` long; empty where nobody knows the encoder."""
     return b"" if encoder is None else hash64(encoder).to_bytes(TAG_BYTES, "little")
 
@@ -28,7 +28,7 @@ def tag_of(encoder: str | None) -> bytes:
 def pack(vector: Vector, tag: bytes = b"") -> bytes:
     """Return a unit vector as float16, little-endian: half the bytes, and the third digit of a cosine at most.
 
-    `tag` (see `tag_of`) comes behind it, with a byte that ends it; without one nothing does.
+    `tag` (see `encoder_tag`) comes behind it, with a byte that ends it; without one nothing does.
     """
     data = np.asarray(vector, "<f2").tobytes()
     return data + tag + _TAGGED if tag else data

@@ -21,7 +21,7 @@ from models.artifacts import ArtifactError
 from models.encoder import Encoder
 from models.features import UserFeatures
 from models.hub import HubError, resolve
-from models.intent import tag_of
+from models.intent import encoder_tag
 
 Load = Callable[[str, int], Encoder]
 """Loads the encoder of a URI, which reads so many tokens of a text."""
@@ -95,8 +95,8 @@ class TextSpace:
 
     @property
     def tag(self) -> bytes:
-        """What a vector of this encoder is kept with (`models.intent.tag_of`)."""
-        return tag_of(self.uri)
+        """What a vector of this encoder is kept with (`models.intent.encoder_tag`)."""
+        return encoder_tag(self.uri)
 
     def compares(self, tag: bytes) -> bool:
         """Whether what was kept with `tag` may be compared with the vectors of the release."""

@@ -29,7 +29,7 @@ class ItemChange:
 
     A `patch` leaves what is None here as it is; in `attributes` it names the changed ones, None for one that goes.
     `vector` is the unit vector of the item's new text, float32[dim]; None where the text stays the same. `tag` says
-    which encoder made it (`models.intent.tag_of`; empty for what was logged before there were tags). `media` names
+    which encoder made it (`models.intent.encoder_tag`; empty for what was logged before there were tags). `media` names
     pictures and sounds that change, "" for one that goes; they are read by the next release, and until then the item is
     compared by its text alone. A `put` that names the same ones as the release keeps them. `hidden` and `available`
     both decide whether an item may be recommended; a hidden one has no page of similar items either.

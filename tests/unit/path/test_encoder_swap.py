@@ -21,7 +21,7 @@ from models.declared import Declaration
 from models.encoder import Encoder, HashEncoder
 from models.events import Event, EventType
 from models.hub import HubError
-from models.intent import pack, tag_of
+from models.intent import encoder_tag, pack
 from models.items.change import ItemChange
 from models.items.log import MemoryItemLog
 from models.releases import Release
@@ -278,9 +278,9 @@ async def test_what_users_searched_and_declared_before_a_swap_is_not_compared_wi
 ) -> None:
     vector = HashEncoder().encode(["western"])[0]
     before = (await world.ask(user_id="u1"))[1].item_ids
-    await world.store.append("main", [searched("u1", vector, tag_of("hash"))], now_ms=NOW)
+    await world.store.append("main", [searched("u1", vector, encoder_tag("hash"))], now_ms=NOW)
     labels = (("genre", "Comedy"),)
-    await world.store.declare("main", "u2", Declaration(labels, vector, NOW - 5, tag_of("hash")), now_ms=NOW)
+    await world.store.declare("main", "u2", Declaration(labels, vector, NOW - 5, encoder_tag("hash")), now_ms=NOW)
     _, slate = await world.ask(user_id="u1")
     assert slate.item_ids != before and slate.query.intent is not None
     assert (await world.ask(user_id="u2"))[1].user.declared.vector is not None
@@ -307,8 +307,8 @@ async def test_an_item_that_the_encoder_before_read_is_found_by_name_and_never_b
 ) -> None:
     vector = HashEncoder().encode(["quixotic zeppelin"])[0]
     change = ItemChange("put", "new-1", NOW, "quixotic zeppelin", "", {"genre": ("Airships",)}, vector=vector)
-    await world.log.append_item("main", replace(change, tag=tag_of("hash")))
-    title = ItemChange("patch", "i05", NOW, "quixotic zeppelin", vector=vector, tag=tag_of("hash"))
+    await world.log.append_item("main", replace(change, tag=encoder_tag("hash")))
+    title = ItemChange("patch", "i05", NOW, "quixotic zeppelin", vector=vector, tag=encoder_tag("hash"))
     await world.log.append_item("main", title)
     await world.ingress.catch_up()
     assert set((await world.ask(query="quixotic zeppelin"))[1].item_ids[:2]) == {"new-1", "i05"}
@@ -321,7 +321,7 @@ async def test_an_item_that_the_encoder_before_read_is_found_by_name_and_never_b
     airships = {"genre": {"any_of": ["Airships"]}}
     assert (await world.ask(query="western", filters=airships, k=1))[1].item_ids == ["new-1"]
     ours = MAKERS[other]().encode(["quixotic zeppelin"])[0]
-    await world.log.append_item("main", replace(change, vector=ours, tag=tag_of(other)))
+    await world.log.append_item("main", replace(change, vector=ours, tag=encoder_tag(other)))
     await world.ingress.catch_up()
     assert (await world.ask(query="quixotic zeppelin"))[1].item_ids[0] == "new-1"
     before = world.releases["hash"].release_id

@@ -118,7 +118,7 @@ class TextSpace:
         Raises HubError where it cannot be fetched and ArtifactError where it cannot be used; both name it.
         """
         if self.uri is None or self.shelf is None:
-            raise ArtifactError("the release does not say by which encoder its vectors were made")
+            raise ArtifactError("nothing says by which encoder the vectors were made, or where it is")
         try:
             encoder = self.shelf.of(self.uri, self.max_tokens)
             tried = encoder.encode(["warm up"])

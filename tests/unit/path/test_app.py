@@ -11,11 +11,13 @@ import pytest
 
 from models.artifacts import ArtifactError
 from models.store.memory import MemoryStore
+from models.text_space import EncoderPlace
 from serve.clients import FeatureFetcherClient, QueryEncoderClient, RankerClient, RetrieverClient
 from serve.deployments.replica import (
     ReplicaConfig,
     api_keys,
     check_packages,
+    open_encoders,
     open_store,
     signing_key,
     warm_edge,
@@ -191,9 +193,15 @@ def test_an_ingress_warms_the_stages_inside_of_it(tiny) -> None:
     apart, inside = replace(tiny.bundle), replace(tiny.bundle)
     warm_ingress(SimpleNamespace(retriever=object(), ranker=object(), encoder=object()))(apart)
     assert not {"engine", "ranker"} & set(vars(apart))
-    with pytest.raises(ArtifactError, match="does not say by which encoder"):
+    with pytest.raises(ArtifactError, match="by which encoder"):
         warm_ingress(SimpleNamespace(retriever=None, ranker=None, encoder=None))(inside)
     assert {"engine", "ranker"} <= set(vars(inside))
+
+
+def test_a_replica_that_embeds_needs_to_be_told_where_encoders_are(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="nothing says where encoders are"):
+        open_encoders(_config())
+    assert len(open_encoders(_config(encoders=EncoderPlace("hash", tmp_path, tmp_path)))) == 0
 
 
 def test_a_release_whose_ranker_gives_no_numbers_is_refused_by_those_who_load_it(tiny) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings
 from models.store.board import MemoryBoard
 from models.store.profiles import MemoryProfiles
-from models.text_space import EncoderPlace, EncoderShelf
+from models.text_space import EncoderShelf
 from pipelines.build import Builder
 from pipelines.dataset import Dataset
 from pipelines.publish import Publisher, PublishError, Swap
@@ -328,17 +328,16 @@ async def test_an_item_that_the_encoder_before_read_is_found_by_name_and_never_b
     assert not world.ingress.bundle("main", before).embeddings[row].any()
 
 
-@pytest.fixture
-def place(tmp_path) -> Iterator[EncoderPlace]:
-    yield EncoderPlace("hf://a/b@c", tmp_path / "fetched", tmp_path / "cache")
-
-
-def test_an_encoder_place_takes_what_was_fetched_and_resolves_anything_else(place, tmp_path, monkeypatch) -> None:
-    seen: list[Any] = []
-    monkeypatch.setattr("models.encoder.SentenceTransformerEncoder", lambda folder, max_tokens: seen.append(folder))
-    (tmp_path / "mine").mkdir()
-    place.load("hf://a/b@c", 128)
-    place.load(str(tmp_path / "mine"), 128)
-    assert seen == [place.folder, (tmp_path / "mine").resolve()]
-    with pytest.raises(HubError, match="no such file"):
-        place.load(str(tmp_path / "nothing"), 128)
+async def test_whatever_is_embedded_while_serving_is_stored_with_the_tag_of_its_encoder(make_edge) -> None:
+    edge = await make_edge()
+    tag = encoder_tag("hash")
+    await edge.events({"event_id": "s1", "type": "search", "query": "western", "user_id": "u1"})
+    await edge.send("PUT", "/v1/users", {"user_id": "u1", "about": "western"})
+    await edge.send("PUT", "/v1/items/new-1", {"title": "quixotic zeppelin"})
+    await edge.send("PATCH", "/v1/items/i05", {"title": "quixotic zeppelin"})
+    await edge.send("PATCH", "/v1/items/i06", {"available": False})
+    user = await edge.store.fetch("main", "u1", None, timeout_s=1)
+    assert user.intent is not None and user.intent_tag == tag
+    assert user.declared.vector is not None and user.declared.tag == tag
+    changes = [change for _, change in await edge.item_log.read_items("main", after=0)]
+    assert [(c.vector is not None, c.tag) for c in changes] == [(True, tag), (True, tag), (False, b"")]

@@ -123,10 +123,10 @@ def build_release(
     return report
 
 
-def keep_release(settings: Settings, release: Release, *, serve: bool = True) -> None:
-    """Keep a release as the latest, and publish it where there is a store, unless it is not to be served now."""
+def keep_release(settings: Settings, release: Release) -> None:
+    """Keep a release as the latest, and publish it where there is a store."""
     workspace = Workspace(settings)
-    if serve and online(settings):
+    if online(settings):
         swap = publish(settings, release)
         said = f"{swap.replicas} replicas held it before the pointer moved" if swap.moved else "it was current already"
         say(f"published as epoch {swap.epoch}: {said}")

@@ -120,6 +120,20 @@ def release_now(settings: Settings, *, reachable: bool, tenant: str = DEFAULT_TE
     return served if served is not None and workspace.is_ours(served, tenant) else workspace.newest_release(tenant)
 
 
+def refuse_other_encoder(settings: Settings, *, tenant: str = DEFAULT_TENANT) -> None:
+    """Raise OperatorError where the newest release was built by another encoder than that of the settings.
+
+    What goes on from a release would silently serve the encoder before again.
+    """
+    workspace = Workspace(settings)
+    release = workspace.release_to_serve(tenant)
+    if release is not None and (uri := workspace.encoder_of(release, tenant)) != settings.models.encoder.uri:
+        raise OperatorError(
+            f"{release.release_id} was built by the encoder {uri}, and models.encoder.uri is "
+            f"{settings.models.encoder.uri}: set that to the one that is to go on, or name it with `reembed --encoder`"
+        )
+
+
 def rollback(settings: Settings, *, to: str | None = None, tenant: str = DEFAULT_TENANT) -> tuple[Release, Swap]:
     """Publish the release that was served before, or `to`, which must still fit the item log; `up` takes it too.
 

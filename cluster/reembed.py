@@ -17,14 +17,16 @@ import numpy as np
 
 from cluster.config import Settings
 from cluster.console import Pace, say
+from cluster.errors import OperatorError
 from cluster.operating import FIXABLE
 from cluster.prepare import build_release, keep_release
-from cluster.publish import release_now, waiting_changes
+from cluster.publish import refuse_other_encoder, release_now, waiting_changes
 from cluster.ray_job import job_ray
 from cluster.stack import online
 from cluster.workspace import Workspace
 from models.artifacts import ArtifactStore
-from models.encoder import load_encoder
+from models.encoder import SentenceTransformerEncoder, load_encoder
+from models.hub import resolve
 from models.media.items import load_item_encoder
 from models.releases import Release
 from pipelines.build import BuildReport
@@ -54,8 +56,10 @@ class Wish:
 
 def reembed(settings: Settings, wish: Wish) -> tuple[BuildReport, dict[str, Any]]:
     """Make a release with new vectors; return its report and how fast it went. Publishes where a cluster runs."""
-    served = settings.models.encoder.uri
-    if wish.encoder is not None:
+    of_settings = settings.models.encoder.uri
+    if wish.encoder is None:
+        refuse_other_encoder(settings)
+    else:
         settings = with_encoder(settings, wish.encoder)
     workspace = Workspace(settings)
     before = workspace.newest_release()  # of vectors the newest are best, whatever is served: they go by their text
@@ -82,11 +86,10 @@ def reembed(settings: Settings, wish: Wish) -> tuple[BuildReport, dict[str, Any]
                 )
             finally:
                 _keep_unread(workspace, runner)
-    other = settings.models.encoder.uri != served
-    if other:
-        say(f"to serve it, start `up` with --set models.encoder.uri={settings.models.encoder.uri}")
-    # What runs embeds queries with the encoder it was started with, so it cannot serve vectors of another one.
-    keep_release(settings, report.release, serve=not other)
+    keep_release(settings, report.release)
+    if (now := settings.models.encoder.uri) != of_settings:
+        say(f"set models.encoder.uri={now} from now on: `build` and `train` go by it, and it is {of_settings}")
+        _tell_late_changes(settings, report.release)
     return report, {"warm_items_per_s": items_per_s(runner.times), **pace.facts()}
 
 
@@ -125,9 +128,30 @@ def _due(settings: Settings, *, quiet: bool) -> bool:
 
 
 def with_encoder(settings: Settings, uri: str) -> Settings:
-    """Return the settings with another encoder."""
-    encoder = settings.models.encoder.model_copy(update={"uri": uri})
+    """Return the settings with another encoder and its dimension.
+
+    Raises HubError where it cannot be fetched, OperatorError where it cannot be loaded: before anything is embedded.
+    """
+    if uri == settings.models.encoder.uri:
+        return settings
+    try:
+        dimension = SentenceTransformerEncoder(resolve(uri, cache=Workspace(settings).models)).dimension
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+        raise OperatorError(f"the encoder {uri} cannot be loaded: {type(error).__name__}: {error}") from error
+    encoder = settings.models.encoder.model_copy(update={"uri": uri, "dimension": dimension})
     return settings.model_copy(update={"models": settings.models.model_copy(update={"encoder": encoder})})
+
+
+def _tell_late_changes(settings: Settings, release: Release) -> None:
+    """Say how many items changed while `release` was built: their vectors are of the encoder before."""
+    if not online(settings):
+        return
+    waiting, _ = waiting_changes(settings, now_ms=time.time_ns() // 1_000_000)
+    if waiting:
+        say(
+            f"{waiting} changes of items came after those in {release.release_id}; what the encoder before made of "
+            "them is compared with nothing: another `reembed` by this encoder takes them in"
+        )
 
 
 def encoder_of(settings: Settings, workspace: Workspace) -> Any:

@@ -28,6 +28,7 @@ from cluster.publish import publish
 from cluster.ray_options import RayOptions, ports_of
 from cluster.valkey import start_valkey
 from cluster.workspace import Workspace
+from models.hub import resolve
 from models.releases import Release
 from models.store.port import OnlineStore, StoreError
 from serve.deployments.replica import STORE_URL
@@ -70,12 +71,10 @@ class Stack:
     def _start(self) -> None:
         from cluster.ray_runtime import RayRuntime, prepare
 
-        release = self._workspace.newest_release()
+        release = self._workspace.release_to_serve()
         if release is None:
-            raise OperatorError(
-                f"there is no release by the encoder {self._settings.models.encoder.uri} yet: "
-                "run `raycommend import` and `raycommend build` first"
-            )
+            raise OperatorError("there is no release yet: run `raycommend import` and `raycommend build` first")
+        self._fetch_encoder(release)
         options = ray_options(self._settings)
         swept = self._ledger.end_all()
         if swept:
@@ -101,6 +100,13 @@ class Stack:
         runtime.record()
         self._await_ready()
         runtime.record()
+
+    def _fetch_encoder(self, release: Release) -> None:
+        """Fetch the encoder of `release`, which `reembed --encoder` may have chosen. Raises HubError naming it."""
+        uri, of_settings = self._workspace.encoder_of(release), self._settings.models.encoder.uri
+        if uri != of_settings:
+            self._say(f"{release.release_id} was built by the encoder {uri}; models.encoder.uri is {of_settings}")
+            resolve(uri, cache=self._workspace.models)
 
     def _check_machine(self, options: RayOptions) -> None:
         wanted = dict(ports_of(options))
@@ -168,6 +174,7 @@ class Stack:
                 "records_folder": str(of.records),
                 "events_folder": str(of.events),
                 "encoder_folder": str(of.encoder_folder()),
+                "model_cache": str(of.models),
                 "generator_folder": str(of.generator_folder()),
                 "store_cluster": self._settings.cluster.store.cluster,
             }

@@ -16,7 +16,7 @@ from cluster.config import Settings
 from cluster.console import bars, say, stderr
 from cluster.errors import OperatorError
 from cluster.prepare import build_release, embedder_here, keep_release
-from cluster.publish import folded, release_now
+from cluster.publish import folded, refuse_other_encoder, release_now
 from cluster.ray_job import job_ray
 from cluster.stack import online
 from cluster.workspace import Workspace
@@ -78,6 +78,7 @@ def train(settings: Settings, wish: Wish) -> dict[str, Any]:
     """
     started = time.monotonic()
     workspace = Workspace(settings)
+    refuse_other_encoder(settings)
     data = workspace.dataset(wish.dataset)
     before = release_served(settings, data)
     served, cascade = served_ranker(settings, before), _served_cascade(settings, before)

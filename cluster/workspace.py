@@ -48,7 +48,7 @@ class Workspace:
         return ReleaseBook(self.artifacts(tenant))
 
     def newest_release(self, tenant: str = DEFAULT_TENANT) -> Release | None:
-        """Return the release built last by the encoder of the settings, or None: others cannot be served with it.
+        """Return the release built last by the encoder of the settings, or None: the one that builds go on from.
 
         After a rollback it is the one gone back to, until another is built.
         """
@@ -59,13 +59,21 @@ class Workspace:
         every = [release for name in book.names() if (release := book.get(name)) is not None]
         return max((r for r in every if self.is_ours(r, tenant)), key=lambda r: r.created_ms, default=None)
 
+    def release_to_serve(self, tenant: str = DEFAULT_TENANT) -> Release | None:
+        """Return the release built last, by whichever encoder, or the one gone back to; None before the first."""
+        return self.releases(tenant).wanted()
+
+    def encoder_of(self, release: Release, tenant: str = DEFAULT_TENANT) -> str:
+        """Return the URI of the encoder that a release was built by. Raises ArtifactError on a damaged manifest."""
+        inputs = self.artifacts(tenant).meta(release.artifacts["embeddings"]).get("inputs", {})
+        return str(inputs.get("encoder", self.settings.models.encoder.uri))
+
     def is_ours(self, release: Release, tenant: str = DEFAULT_TENANT) -> bool:
         """Whether a release was built by the encoder of the settings."""
         try:
-            made_by = self.artifacts(tenant).meta(release.artifacts["embeddings"]).get("inputs", {}).get("encoder")
+            return self.encoder_of(release, tenant) == self.settings.models.encoder.uri
         except ArtifactError:
             return False
-        return bool(made_by == self.settings.models.encoder.uri)
 
     def dataset_folder(self, name: str | None = None) -> Path:
         """Return where an imported data set lies."""

@@ -7,7 +7,7 @@ offline twin and by evaluation.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from models.media.layout import Layout
 from models.rankers.port import CrossEncoder, RetrievalOrder
 from models.rankers.second import SECOND_RANKER, SecondRanker
 from models.releases import Release
+from models.text_space import EncoderShelf, TextSpace
 from models.vectors import open_vectors
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class ReleaseBundle:
     """Where this node keeps what it measured; None keeps nothing."""
     spread: Spread | None = None
     """How the index is spread over other processes; None holds it in this one."""
+    space: TextSpace = field(default_factory=TextSpace)
+    """Which encoder made the vectors, and what may be compared with them."""
 
     @property
     def release_id(self) -> str:
@@ -97,7 +100,7 @@ class ReleaseBundle:
     def with_items(self, items: LiveItems) -> ReleaseBundle:
         """Return the same release with `items` in place of those it has now; this bundle stays as it is."""
         alone = self.alone or self
-        vectors = items.vectors(alone.embeddings, alone.catalog, alone.layout)
+        vectors = items.vectors(alone.embeddings, alone.catalog, alone.layout, compares=self.space.compares)
         # Vectors that read like the array they extend; everything downstream only reads.
         embeddings: npt.NDArray[np.float32] = vectors  # type: ignore[assignment]
         grown = replace(alone, catalog=items.catalog(alone.catalog), embeddings=embeddings, items=items, alone=alone)
@@ -304,13 +307,14 @@ def load_bundle(
     *,
     settings: RetrievalSettings,
     encoder: str | None = None,
+    encoders: EncoderShelf | None = None,
     ranking: RankerSettings | None = None,
     spread: Spread | None = None,
 ) -> ReleaseBundle:
     """Pull, verify and map every artifact of `release`. Raises ArtifactError naming the artifact and file.
 
-    `encoder` is the URI of what embeds queries here: vectors of another one are refused. `ranking` says how this
-    machine computes rankers, `spread` how its index is spread over processes.
+    `encoder` is the URI of what made vectors that do not say it (None: the release's), `encoders` is where encoders
+    come from. `ranking` says how this machine computes rankers, `spread` how its index is spread over processes.
     """
     from models.items.folded import withheld_rows
     from models.items.live import LiveItems
@@ -318,9 +322,6 @@ def load_bundle(
     artifacts: dict[str, Artifact] = {kind: store.get(ref) for kind, ref in release.artifacts.items()}
     catalog = ItemCatalog(artifacts["catalog"].path)
     vectors = artifacts["embeddings"]
-    made_by = vectors.meta.get("inputs", {}).get("encoder")
-    if encoder is not None and made_by not in (None, encoder):
-        raise ArtifactError(f"{vectors.ref}: made by the encoder {made_by}, queries are embedded by {encoder}")
     embeddings = open_vectors(vectors.path / EMBEDDINGS_FILE)
     if embeddings.ndim != 2 or len(embeddings) != len(catalog):
         raise ArtifactError(f"{vectors.ref}: {embeddings.shape} for {len(catalog)} items")
@@ -334,13 +335,12 @@ def load_bundle(
     bundle = ReleaseBundle(
         release, folders, catalog, embeddings, settings, layout=layout, ranking=ranking, node=store.node, spread=spread
     )
+    bundle = replace(bundle, space=TextSpace.of(vectors.meta, bundle.text_dimension, untagged=encoder, shelf=encoders))
     try:
         withheld = withheld_rows(artifacts["catalog"].path, catalog)
     except ValueError as error:
         raise ArtifactError(f"{artifacts['catalog'].ref}: {error}") from error
-    if withheld:
-        return bundle.with_items(LiveItems(release.item_log_seq, withheld))
-    return bundle
+    return bundle.with_items(LiveItems(release.item_log_seq, withheld)) if withheld else bundle
 
 
 def _ranks(counts: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:

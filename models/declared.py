@@ -21,11 +21,15 @@ Labels = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """What somebody declared at `declared_ms`. `vector` float32[dimension of the encoder then] of unit length."""
+    """What somebody declared at `declared_ms`. `vector` float32[dimension of the encoder then] of unit length.
+
+    `tag` says which encoder made it (`models.intent.encoder_tag`); empty for what was stored before there were tags.
+    """
 
     labels: Labels = ()
     vector: intent.Vector | None = None
     declared_ms: int = 0
+    tag: bytes = b""
 
     def __bool__(self) -> bool:
         """Whether it says anything."""
@@ -38,7 +42,7 @@ def pack(declaration: Declaration) -> bytes:
     Labels are JSON; the vector is what `models.intent.pack` gives, or nothing.
     """
     labels = json.dumps(declaration.labels, ensure_ascii=False, separators=(",", ":")).encode()
-    vector = b"" if declaration.vector is None else intent.pack(declaration.vector)
+    vector = b"" if declaration.vector is None else intent.pack(declaration.vector, declaration.tag)
     return _HEADER.pack(SCHEMA_VERSION, declaration.declared_ms, len(labels)) + labels + vector
 
 
@@ -56,7 +60,7 @@ def unpack(data: bytes) -> Declaration | None:
     except (ValueError, TypeError):  # no JSON, no UTF-8, or not pairs
         return None
     sound = all(isinstance(part, str) for pair in labels for part in pair)
-    return Declaration(labels, vector, declared_ms) if sound else None
+    return Declaration(labels, vector, declared_ms, intent.packed_tag(rest)) if sound else None
 
 
 def later(one: Declaration | None, other: Declaration | None) -> Declaration | None:

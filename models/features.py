@@ -31,9 +31,10 @@ class UserFeatures:
     The columns have equal length (≤ `RECENT_EVENTS`), oldest first. `seen` holds sorted, distinct 64-bit
     hashes of every item the user took or hid. `known` is False for a user without any stored event.
     `stale` is True when the store could not be read and this is a substitute. `intent` is the vector of the newest
-    search, float32[dimension of the encoder then], made at `intent_ms`; `declared` is what they say of themselves.
-    Who only searched or declared is not `known` for that. `summary` says in words what the user is interested in, or
-    is "" where nobody wrote that lately.
+    search, float32[dimension of the encoder then], made at `intent_ms` by the encoder that `intent_tag` names
+    (`models.intent.encoder_tag`; empty for what was stored before there were tags); `declared` is what they say of
+    themselves. Who only searched or declared is not `known` for that. `summary` says in words what the user is
+    interested in, or is "" where nobody wrote that lately.
     """
 
     item_ids: tuple[str, ...] = ()
@@ -45,6 +46,7 @@ class UserFeatures:
     stale: bool = False
     intent: npt.NDArray[np.float32] | None = None
     intent_ms: int = 0
+    intent_tag: bytes = b""
     summary: str = ""
     declared: Declaration | None = None
 

@@ -22,9 +22,12 @@ class EncoderSettings(_Section):
     """The text encoder."""
 
     uri: str = DEFAULT_ENCODER_URI
-    """Where the model comes from: a folder, `hf://owner/name@revision` or `pypi://…#sha256=…`."""
+    """Where the model comes from: a folder, `hf://owner/name@revision` or `pypi://…#sha256=…`.
+
+    Releases are built with it. Queries are embedded by what their release was built with.
+    """
     dimension: int = Field(384, ge=1)
-    """Length of its vectors; checked against the model when it is loaded."""
+    """Length of its vectors; checked against the model when a release is built."""
     max_tokens: int = Field(128, ge=8, le=8192)
     """Longer texts are cut."""
     batch_size: int = Field(32, ge=1)

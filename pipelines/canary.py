@@ -56,11 +56,14 @@ def check_release(
 ) -> dict[str, Any]:
     """Return the canary's figures. Raises CanaryFailed or ArtifactError, naming the artifact and what is wrong.
 
-    `ask_ranker` False leaves the ranker to those who load the release next and ask it themselves.
+    `encoder` and `dimension` are what its vectors were to be made by. `ask_ranker` False leaves the ranker to those who
+    load the release next and ask it themselves.
     """
     bundle = load_bundle(artifacts, release, settings=retrieval, encoder=encoder)
     vectors = bundle.embeddings if bundle.alone is None else bundle.alone.embeddings
     ref = release.artifacts["embeddings"]
+    if bundle.space.uri not in (None, encoder):
+        raise CanaryFailed(f"{ref}: made by the encoder {bundle.space.uri}, not by {encoder}")
     if bundle.text_dimension != dimension:
         raise CanaryFailed(f"{ref}: {bundle.text_dimension} dimensions, models.encoder.dimension = {dimension}")
     _check_vectors(ref, vectors)

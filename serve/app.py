@@ -16,6 +16,7 @@ from ray import serve as ray_serve
 import serve as our_package
 from models.explain.generator import model_of
 from models.settings import ModelSettings
+from models.text_space import EncoderPlace
 from serve.deployments.consumer import ConsumerDeployment
 from serve.deployments.explainer import ExplainerDeployment
 from serve.deployments.ingress import IngressDeployment
@@ -41,6 +42,7 @@ class AppArgs(BaseModel):
     records_folder: str
     events_folder: str = ""
     encoder_folder: str
+    model_cache: str
     generator_folder: str
     store_cluster: bool = False
 
@@ -57,18 +59,17 @@ def build(args: Mapping[str, Any]) -> Any:
         records_folder=given.records_folder,
         package_root=str(Path(our_package.__file__ or "").resolve().parent.parent),
         store_cluster=given.store_cluster,
-        encoder_uri=given.models.encoder.uri,
+        encoders=EncoderPlace(given.models.encoder.uri, Path(given.encoder_folder), Path(given.model_cache)),
         ranking=given.models.ranker,
         reason_model=model_of(Path(given.generator_folder), given.models.generator.grammar),
     )
-    encoder = given.models.encoder
     hosts = [
         deployment(IndexShardDeployment, settings.index_shards.host, name=f"IndexShard{number}").bind(config, number)
         for number in range(settings.index_shards.hosts)
     ]
     arguments: dict[str, tuple[Any, ...]] = {
         "features": (config,),
-        "encoder": (config, given.encoder_folder, encoder.max_tokens, encoder.dimension),
+        "encoder": (config,),
         "retriever": (config, *hosts),
         "ranker": (config,),
     }
@@ -81,7 +82,7 @@ def build(args: Mapping[str, Any]) -> Any:
         config, given.generator_folder, given.models.generator
     )
     consumer = _consumer(settings, config, given.events_folder) if settings.consumer.enabled else None
-    stages = Stages(settings, given.encoder_folder, encoder.max_tokens, explainer, consumer=consumer, **handles)
+    stages = Stages(settings, explainer, consumer=consumer, **handles)
     ingress = deployment(IngressDeployment, settings.ingress, user_config=settings.pipeline.model_dump())
     return ingress.bind(config, stages)
 

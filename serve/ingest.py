@@ -17,6 +17,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from models.bundle import ReleaseBundle
 from models.events import Event, EventType, session_owner
 from models.intent import pack
 from models.store.port import EventStatus
@@ -24,13 +25,12 @@ from serve.context import StageCall
 from serve.errors import ContractViolation, DeadlineExceeded, DependencyError, RecommendError
 from serve.metrics import ServeMetrics
 from serve.ports import EventSink, QueryEncoder
+from serve.releases import ReleaseHolder
 from serve.runner import Outcome
 from serve.schemas import EventIn, EventResult
 from serve.settings import ServeSettings
 from serve.signing import Signer, TokenInvalid
-
-_NO_RELEASE = ""
-"""An encoder is the same for every release it serves."""
+from serve.texts import encoded
 
 
 class EventService:
@@ -44,10 +44,12 @@ class EventService:
         settings: ServeSettings,
         *,
         encoder: QueryEncoder | None = None,
+        releases: ReleaseHolder | None = None,
     ) -> None:
-        """Without an `encoder` searches are taken, and steer nothing."""
+        """Without an `encoder` of the `releases`, searches are taken and steer nothing."""
         self._sink = sink
         self._encoder = encoder
+        self._releases = releases
         self._signer = signer
         self._metrics = metrics
         self._settings = settings
@@ -84,22 +86,26 @@ class EventService:
             if texts[at] is not None and (held is None or event.timestamp_ms >= events[held].timestamp_ms):
                 newest[event.owner] = at
         given = list(events)
-        if self._encoder is not None and self._settings.pipeline.intent_s > 0:
+        if self._encoder is not None and self._releases is not None and self._settings.pipeline.intent_s > 0:
+            bundle = self._releases.bundle(tenant, self._releases.current(tenant))
             found = await asyncio.gather(
-                *(self._vector(self._encoder, texts[at] or "", tenant) for at in newest.values())
+                *(self._vector(self._encoder, texts[at] or "", tenant, bundle) for at in newest.values())
             )
             for at, vector in zip(newest.values(), found, strict=True):
-                given[at] = events[at] if vector is None else replace(events[at], intent=pack(vector))
+                packed = None if vector is None else pack(vector, bundle.space.tag)
+                given[at] = replace(events[at], intent=packed)
         return given
 
-    async def _vector(self, encoder: QueryEncoder, text: str, tenant: str) -> npt.NDArray[np.float32] | None:
+    async def _vector(
+        self, encoder: QueryEncoder, text: str, tenant: str, bundle: ReleaseBundle
+    ) -> npt.NDArray[np.float32] | None:
         budget_ms = self._settings.pipeline.query.budget_ms
         started = time.perf_counter()
         outcome: Outcome = "ok"
         vector = None
         try:
             async with asyncio.timeout(budget_ms / 1000.0):
-                vector = await encoder.encode(StageCall(tenant, _NO_RELEASE, budget_ms), text)
+                vector = await encoded(encoder, StageCall(tenant, bundle.release_id, budget_ms), text, bundle)
         except (TimeoutError, DeadlineExceeded):
             outcome = "timeout"
         except ContractViolation:

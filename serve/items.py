@@ -49,7 +49,8 @@ class ItemService:
         row = bundle.catalog.row(item_id)
         created = row is None or bundle.removed(row)
         vector = await self._vector(new_item(change).item, tenant, bundle)
-        return await self._append(change, vector, tenant, request_id, "created" if created else "replaced")
+        change = replace(change, vector=vector, tag=bundle.space.tag)
+        return await self._append(change, tenant, request_id, "created" if created else "replaced")
 
     async def patch(self, item_id: str, wanted: ItemPatch, *, tenant: str, request_id: str) -> dict[str, Any]:
         """Change some fields of an item. Raises NotFound for one nobody knows, else as `put`."""
@@ -57,15 +58,17 @@ class ItemService:
         before = _known(bundle, item_id)
         change = _change("patch", item_id, wanted, bundle)
         after = patched(before, change)
-        vector = None if document_of(after) == document_of(before) else await self._vector(after, tenant, bundle)
-        return await self._append(change, vector, tenant, request_id, "changed")
+        if document_of(after) != document_of(before):
+            vector = await self._vector(after, tenant, bundle)
+            change = replace(change, vector=vector, tag=bundle.space.tag)
+        return await self._append(change, tenant, request_id, "changed")
 
     async def remove(self, item_id: str, *, tenant: str, request_id: str) -> dict[str, Any]:
         """Take an item out for good; its events stay. Raises NotFound for one nobody knows, else as `put`."""
         bundle = await self._newest(tenant)
         _known(bundle, item_id)
         change = ItemChange("remove", item_id, _now_ms())
-        return await self._append(change, None, tenant, request_id, "removed")
+        return await self._append(change, tenant, request_id, "removed")
 
     async def _newest(self, tenant: str) -> ReleaseBundle:
         """Return the current release with every change that is durable by now, whichever replica took it."""
@@ -79,16 +82,9 @@ class ItemService:
         call = StageCall(tenant, bundle.release_id, ENCODE_MS)
         return await encoded(self._encoder, call, document_of(item), bundle)
 
-    async def _append(
-        self,
-        change: ItemChange,
-        vector: npt.NDArray[np.float32] | None,
-        tenant: str,
-        request_id: str,
-        status: str,
-    ) -> dict[str, Any]:
+    async def _append(self, change: ItemChange, tenant: str, request_id: str, status: str) -> dict[str, Any]:
         try:
-            sequence = await self._log.append_item(tenant, replace(change, vector=vector))
+            sequence = await self._log.append_item(tenant, change)
             await self._releases.catch_up()
         except ItemLogFull as error:
             raise OverloadError(str(error), retry_after_s=60.0) from error

@@ -95,7 +95,7 @@ class RecommendationPipeline:
         Raises only ClientError, ContractViolation and ReleaseMissing: whatever else fails degrades the answer.
         """
         bundle = self._bundle_of(ctx.tenant, ctx.release_id)
-        user = await self._features(ctx, request)
+        user = bundle.space.understood(await self._features(ctx, request))
         query = await self._query(ctx, request, user, bundle, extra=len(shown))
         candidates = await self._retrieve(ctx, query, bundle)
         candidates, dropped = apply_filters(candidates, self._filters(query, bundle, shown))

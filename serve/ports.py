@@ -94,7 +94,7 @@ class Explainer(Protocol):
 
 
 class QueryEncoder(Protocol):
-    """Embeds the text of a search query into the space of the item embeddings."""
+    """Embeds the text of a search query into the space of the item embeddings of the pinned release."""
 
     async def encode(self, call: StageCall, text: str) -> npt.NDArray[np.float32]:
         """Return one unit vector, float32[dimension]."""

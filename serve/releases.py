@@ -16,11 +16,13 @@ from typing import Any
 from models.artifacts import ArtifactStore
 from models.bundle import ReleaseBundle, load_bundle
 from models.hosted import Spread
+from models.hub import HubError
 from models.rankers.settings import RankerSettings
 from models.releases import Release
 from models.retrieval.settings import RetrievalSettings
 from models.store.board import ReleaseBoard, Standing
 from models.store.port import OnlineStore, StoreError
+from models.text_space import EncoderShelf
 from serve.errors import DependencyError, ReleaseMissing
 from serve.live_items import ItemFollower
 
@@ -43,14 +45,16 @@ class ReleaseHolder:
         items: ItemFollower | None = None,
         board: ReleaseBoard | None = None,
         encoder: str | None = None,
+        encoders: EncoderShelf | None = None,
         ranking: RankerSettings | None = None,
         spread: Spread | None = None,
     ) -> None:
         """`artifacts(tenant)` opens the artifact store of a tenant; `items` keeps releases up to the item log.
 
         On the `board` this replica finds proposed releases and says what it holds; None waits for the pointer alone.
-        `encoder` is the URI of what embeds queries: a release of another one is refused. `ranking` says how rankers
-        are computed here, `spread` how the vector index is spread over processes.
+        `encoder` is the URI of what made vectors that do not say it. `encoders` is where releases have theirs from, in
+        a replica that embeds. `ranking` says how rankers are computed here, `spread` how the vector index is spread
+        over processes.
         """
         self._store = store
         self._artifacts = artifacts
@@ -59,8 +63,7 @@ class ReleaseHolder:
         self._warm = warm
         self._items = items
         self._board = board
-        self._encoder = encoder
-        self._ranking, self._spread = ranking, spread
+        self._how: dict[str, Any] = {"encoder": encoder, "encoders": encoders, "ranking": ranking, "spread": spread}
         self._replica = uuid.uuid4().hex[:12]
         self._prepared: dict[str, ReleaseBundle] = {}
         self._doubts: dict[str, tuple[str, str]] = {}  # by tenant: a proposed release that was not loaded, and why
@@ -148,7 +151,7 @@ class ReleaseHolder:
                 bundle = await self._loaded(tenant, text)
             except StoreError:
                 raise
-            except OSError as error:
+            except (OSError, HubError) as error:
                 if strict:
                     raise
                 log.warning("release of epoch %d could not be pulled, trying again: %s", epoch, error)
@@ -226,8 +229,7 @@ class ReleaseHolder:
 
     def _load(self, tenant: str, text: str) -> ReleaseBundle:
         release = Release.from_json(text)
-        how: dict[str, Any] = {"encoder": self._encoder, "ranking": self._ranking, "spread": self._spread}
-        bundle = load_bundle(self._artifacts(tenant), release, settings=self._settings, **how)
+        bundle = load_bundle(self._artifacts(tenant), release, settings=self._settings, **self._how)
         self._warm(bundle)
         return bundle
 

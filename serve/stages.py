@@ -143,7 +143,7 @@ def _retrieved(bundle: ReleaseBundle, query: RetrievalQuery, tenant: str, deadli
 
 
 class TextQueryEncoder:
-    """Embeds query texts in an executor."""
+    """Embeds query texts in an executor, with one encoder whatever the release."""
 
     def __init__(self, encoder: Encoder, executor: Executor) -> None:
         self._encoder = encoder
@@ -153,6 +153,20 @@ class TextQueryEncoder:
         """See `QueryEncoder.encode`."""
         vectors = await _computed(self._executor, self._encoder.encode, [clean_text(text)])
         return np.asarray(vectors[0], dtype=np.float32)
+
+
+class ReleaseQueryEncoder:
+    """Embeds query texts with the encoder of the release that a call is pinned to, in an executor."""
+
+    def __init__(self, bundle_of: BundleOf, executor: Executor) -> None:
+        """`bundle_of` gives bundles whose encoder was loaded before they were served."""
+        self._bundle_of = bundle_of
+        self._executor = executor
+
+    async def encode(self, call: StageCall, text: str) -> npt.NDArray[np.float32]:
+        """See `QueryEncoder.encode`."""
+        encoder = self._bundle_of(call.tenant, call.release_id).space.encoder
+        return await TextQueryEncoder(encoder, self._executor).encode(call, text)
 
 
 class LocalExplainer:

@@ -52,7 +52,7 @@ class UserService:
         vector = None
         if text := _document(labels, wanted.about):
             vector = await encoded(self._encoder, StageCall(tenant, release, ENCODE_MS), text, bundle)
-        declaration = Declaration(labels, vector, now_ms)
+        declaration = Declaration(labels, vector, now_ms, bundle.space.tag)
         await self._profiles.declare(tenant, wanted.user_id, wanted.session_id, declaration, now_ms=now_ms)
         known = await asyncio.to_thread(lambda: sum(bundle.masks.knows(name, value) for name, value in labels))
         return {

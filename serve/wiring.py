@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from models.explain.summary_book import SummaryBook
@@ -16,7 +15,7 @@ from serve.clients import ExplainerClient, FeatureFetcherClient, QueryEncoderCli
 from serve.ports import Explainer, FeatureFetcher, QueryEncoder, Ranker, Retriever
 from serve.ranking import ModelRanker
 from serve.settings import DeploymentSettings, ServeSettings
-from serve.stages import BundleOf, EngineRetriever, StoreFeatureFetcher, TextQueryEncoder
+from serve.stages import BundleOf, EngineRetriever, ReleaseQueryEncoder, StoreFeatureFetcher
 
 
 def turns(of: ServeSettings) -> dict[str, int]:
@@ -40,8 +39,6 @@ class Stages:
     """Handles of the stages that are deployments; None where a stage is inline."""
 
     settings: ServeSettings
-    encoder_folder: str
-    encoder_max_tokens: int
     explainer: Any
     features: Any = None
     encoder: Any = None
@@ -63,7 +60,7 @@ class Stages:
             fetcher=StoreFeatureFetcher(store, summaries)
             if self.features is None
             else FeatureFetcherClient(self.features, **bounds(settings.features)),
-            encoder=self._inline_encoder(executor)
+            encoder=ReleaseQueryEncoder(bundle_of, executor)
             if self.encoder is None
             else QueryEncoderClient(self.encoder, **bounds(settings.encoder)),
             retriever=EngineRetriever(bundle_of, executor)
@@ -74,9 +71,3 @@ class Stages:
             else RankerClient(self.ranker),
             explainer=ExplainerClient(self.explainer),
         )
-
-    def _inline_encoder(self, executor: Executor) -> QueryEncoder:
-        from models.encoder import SentenceTransformerEncoder
-
-        encoder = SentenceTransformerEncoder(Path(self.encoder_folder), max_tokens=self.encoder_max_tokens)
-        return TextQueryEncoder(encoder, executor)

@@ -28,7 +28,8 @@ class ItemChange:
     """A new version of an item (`put`), some of its fields (`patch`), or its end (`remove`).
 
     A `patch` leaves what is None here as it is; in `attributes` it names the changed ones, None for one that goes.
-    `vector` is the unit vector of the item's new text, float32[dim]; None where the text stays the same. `media` names
+    `vector` is the unit vector of the item's new text, float32[dim]; None where the text stays the same. `tag` says
+    which encoder made it (`models.intent.encoder_tag`; empty for what was logged before there were tags). `media` names
     pictures and sounds that change, "" for one that goes; they are read by the next release, and until then the item is
     compared by its text alone. A `put` that names the same ones as the release keeps them. `hidden` and `available`
     both decide whether an item may be recommended; a hidden one has no page of similar items either.
@@ -44,6 +45,7 @@ class ItemChange:
     available: bool | None = None
     vector: npt.NDArray[np.float32] | None = None
     media: Mapping[str, str] = field(default_factory=dict)
+    tag: bytes = b""
 
     def to_bytes(self) -> tuple[bytes, bytes]:
         """Return the change as JSON, and its vector (empty without one)."""
@@ -60,6 +62,8 @@ class ItemChange:
         }
         if self.media:
             body["media"] = dict(self.media)
+        if self.tag:
+            body["tag"] = self.tag.hex()
         vector = b"" if self.vector is None else self.vector.astype("<f4").tobytes()
         return json.dumps(body, separators=(",", ":")).encode(), vector
 
@@ -81,6 +85,7 @@ class ItemChange:
                 read["available"],
                 np.frombuffer(vector, "<f4").astype(np.float32) if vector else None,
                 {str(name): str(where) for name, where in read.get("media", {}).items()},
+                bytes.fromhex(read.get("tag", "")),
             )
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
@@ -92,7 +97,7 @@ Numbered = tuple[int, ItemChange | None]
 
 @dataclass(frozen=True, slots=True)
 class LiveItem:
-    """An item as the log left it. `vector` is None where its text is still that of the release."""
+    """An item as the log left it. `vector`, made as `tag` says, is None where its text is still that of the release."""
 
     item: Item
     hidden: bool = False
@@ -100,6 +105,7 @@ class LiveItem:
     removed: bool = False
     changed_ms: int = 0
     vector: npt.NDArray[np.float32] | None = None
+    tag: bytes = b""
 
     @property
     def shown(self) -> bool:
@@ -109,7 +115,7 @@ class LiveItem:
     def after(self, change: ItemChange) -> LiveItem:
         """Return the item after one more change. What was removed comes back by a `put` alone."""
         if change.operation == "remove":
-            return LiveItem(self.item, removed=True, changed_ms=change.time_ms, vector=self.vector)
+            return LiveItem(self.item, removed=True, changed_ms=change.time_ms, vector=self.vector, tag=self.tag)
         if change.operation == "put":
             return new_item(change)
         if self.removed:
@@ -120,6 +126,7 @@ class LiveItem:
             available=self.available if change.available is None else change.available,
             changed_ms=change.time_ms,
             vector=self.vector if change.vector is None else change.vector,
+            tag=self.tag if change.vector is None else change.tag,
         )
 
 
@@ -132,6 +139,7 @@ def new_item(change: ItemChange) -> LiveItem:
         available=change.available is not False,
         changed_ms=change.time_ms,
         vector=change.vector,
+        tag=change.tag,
     )
 
 

@@ -6,7 +6,7 @@ by the live bundle. Knows nothing of stores.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,17 +55,23 @@ class LiveItems:
         return LiveCatalog(release, self._rows(), [self.items[row].item for row in sorted(self.items)])
 
     def vectors(
-        self, release: npt.NDArray[np.float32], catalog: ItemCatalog, layout: Layout | None = None
+        self,
+        release: npt.NDArray[np.float32],
+        catalog: ItemCatalog,
+        layout: Layout | None = None,
+        *,
+        compares: Callable[[bytes], bool] = lambda _: True,
     ) -> LiveVectors:
         """Return `release` (float32[items, dim], the vectors of `catalog`) with the vectors of these items.
 
         The log holds vectors of texts; `layout` makes them vectors of items where a release has more than text. An item
         keeps the picture and sound that the release read while it names the same; one that names another is compared by
-        its text until the next release reads it. A new item whose vector is missing or of another dimension is like
-        nothing: its vector is zero.
+        its text until the next release reads it. `compares` tells by its tag whether a vector is of the encoder of
+        `release`. Where it is not, or there is none: a new item is like nothing, its vector is zero; one of the release
+        keeps what the release has, which is of its earlier text.
         """
         dropped = {} if layout is None else self._other_media(catalog, layout)
-        found = {row: self._vector(row, release, layout, dropped.get(row)) for row in sorted(self.items)}
+        found = {row: self._vector(row, release, layout, dropped.get(row), compares) for row in sorted(self.items)}
         changed = {row: vector for row, vector in found.items() if vector is not None}
         stacked = np.array(list(changed.values()), np.float32).reshape(len(changed), release.shape[1])
         return LiveVectors(release, np.array(list(changed), np.int32), stacked)
@@ -82,12 +88,18 @@ class LiveItems:
         return np.array([self.items[row].changed_ms for row in new], np.int64)
 
     def _vector(
-        self, row: int, release: npt.NDArray[np.float32], layout: Layout | None, dropped: set[str] | None
+        self,
+        row: int,
+        release: npt.NDArray[np.float32],
+        layout: Layout | None,
+        dropped: set[str] | None,
+        compares: Callable[[bytes], bool],
     ) -> npt.NDArray[np.float32] | None:
         """Return the vector of one item, None where it is that of the release."""
-        text = self.items[row].vector
-        if text is not None and len(text) != (release.shape[1] if layout is None else layout.text):
-            text = None  # of another encoder
+        live, size = self.items[row], release.shape[1] if layout is None else layout.text
+        text = live.vector if compares(live.tag) else None
+        if text is not None and len(text) != size:
+            text = None  # of another encoder, from before there were tags
         if row >= len(release):
             if text is None:
                 return np.zeros(release.shape[1], np.float32)

@@ -67,6 +67,7 @@ def merge_features(user: UserFeatures, session: UserFeatures, *, limit: int) -> 
         known=True,
         intent=latest.intent,
         intent_ms=latest.intent_ms,
+        intent_tag=latest.intent_tag,
         declared=said,
     )
 
@@ -74,4 +75,6 @@ def merge_features(user: UserFeatures, session: UserFeatures, *, limit: int) -> 
 def _with_wishes(features: UserFeatures, latest: UserFeatures, said: Declaration | None) -> UserFeatures:
     if features.intent is latest.intent and features.declared is said:
         return features
-    return replace(features, intent=latest.intent, intent_ms=latest.intent_ms, declared=said)
+    return replace(
+        features, intent=latest.intent, intent_ms=latest.intent_ms, intent_tag=latest.intent_tag, declared=said
+    )

@@ -6,7 +6,7 @@ Called by `RedisStore` and the stream consumer. Knows nothing of servers; `funct
 * stream entry: `d` the payload, `n` where the item was new to the owner, `p` the owner's newest ring record before it
 * stream payload: a ring record's 14 bytes, then owner, event id, item id, decision id, joined by NUL
 * seen set: 8 bytes of header, then 64-bit hashes, little-endian, oldest first
-* intent: version u8, time i64 (ms, big-endian), then the vector (`models.intent`)
+* intent: version u8, time i64 (ms, big-endian), then the vector and, where it has one, its tag (`models.intent`)
 * declaration: see `models.declared.pack`
 """
 
@@ -22,7 +22,7 @@ from models import declared
 from models.events import POSITIVE_TYPES, Event, EventType
 from models.features import UserFeatures
 from models.ids import is_valid_id
-from models.intent import unpack
+from models.intent import packed_tag, unpack
 from models.store.checks import check_events
 from models.store.port import SCHEMA_VERSION
 from models.store.streams import Previous, StreamEntry
@@ -90,13 +90,15 @@ def encode_intent(event: Event, *, now_ms: int) -> bytes:
     return _INTENT.pack(SCHEMA_VERSION, min(event.timestamp_ms, now_ms)) + event.intent
 
 
-def decode_intent(value: bytes) -> tuple[npt.NDArray[np.float32], int] | None:
-    """Return the vector and the time of a stored intent, or None where the bytes are not one of this schema."""
+def decode_intent(value: bytes) -> tuple[npt.NDArray[np.float32], int, bytes] | None:
+    """Return vector, time and tag of a stored intent, or None where the bytes are not one of this schema."""
     if len(value) <= _INTENT.size:
         return None
     version, time_ms = _INTENT.unpack_from(value)
     vector = unpack(value[_INTENT.size :])
-    return (vector, time_ms) if version == SCHEMA_VERSION and vector is not None else None
+    if version != SCHEMA_VERSION or vector is None:
+        return None
+    return vector, time_ms, packed_tag(value[_INTENT.size :])
 
 
 def dedupe_digest(event: Event) -> bytes:
@@ -133,6 +135,7 @@ def decode_features(
         known=bool(heads) or left_out > 0,
         intent=None if wanted is None else wanted[0],
         intent_ms=0 if wanted is None else wanted[1],
+        intent_tag=b"" if wanted is None else wanted[2],
         declared=said,
     )
     unreadable = (hashes is None) + (intent != b"" and wanted is None) + (declaration != b"" and said is None)

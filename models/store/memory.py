@@ -16,7 +16,7 @@ from models.declared import Declaration
 from models.events import Event
 from models.features import ANONYMOUS, UserFeatures
 from models.ids import bucket_of, hash64
-from models.intent import unpack
+from models.intent import packed_tag, unpack
 from models.store.checks import SESSION_PREFIX, check_events, check_tenant, merge_features
 from models.store.port import STREAM_ONLY, Durability, EventStatus, StoreLimits, StoreUnavailable
 from models.store.streams import StreamEntry, previous_of
@@ -181,15 +181,19 @@ class MemoryStore:
     def _features(self, state: Tenant, owner: str | None) -> UserFeatures:
         profile = self._profile(state, owner) if owner else None
         packed = self._intent(state, owner) if owner else None
-        vector, intent_ms = (None, 0) if packed is None else (unpack(packed[0]), packed[1])
+        data, intent_ms = packed or (b"", 0)
+        vector, tag = unpack(data), packed_tag(data)
         said = self._declared(state, owner) if owner else None
         if profile is None:
             stranger = vector is None and said is None
-            return ANONYMOUS if stranger else UserFeatures(intent=vector, intent_ms=intent_ms, declared=said)
+            if stranger:
+                return ANONYMOUS
+            return UserFeatures(intent=vector, intent_ms=intent_ms, intent_tag=tag, declared=said)
         ring = profile.ring
         return UserFeatures(
             intent=vector,
             intent_ms=intent_ms,
+            intent_tag=tag,
             declared=said,
             item_ids=tuple(e.item_id or "" for e in ring),
             types=np.array([e.type for e in ring], np.uint8),

@@ -88,7 +88,9 @@ class IngressDeployment:
         settings = config.settings
         self._store: ProfileStore = open_store(config)
         self._metrics = ServeMetrics()
-        self._releases: ReleaseHolder = await follow_releases(config, self._store, warm_ingress(stages))
+        self._releases: ReleaseHolder = await follow_releases(
+            config, self._store, warm_ingress(stages), embeds=stages.encoder is None
+        )
         self._live = await follow_statistics(config, self._releases)
         pool = executor(settings.ingress.threads, "ingress")
         self._cache = open_cache(config)
@@ -123,7 +125,14 @@ class IngressDeployment:
                 reason_cache=reasons,
                 decisions=decisions,
             ),
-            events=EventService(StoreEventSink(self._store), signer, self._metrics, settings, encoder=ports.encoder),
+            events=EventService(
+                StoreEventSink(self._store),
+                signer,
+                self._metrics,
+                settings,
+                encoder=ports.encoder,
+                releases=self._releases,
+            ),
             lists=ListService(
                 retriever=ports.retriever,
                 releases=self._releases,

@@ -23,6 +23,7 @@ from models.retrieval.settings import RetrievalSettings
 from models.store.cache_store import CacheStore, RedisCache
 from models.store.port import OnlineStore
 from models.store.profiles import ProfileStore
+from models.text_space import EncoderPlace, EncoderShelf
 from serve.auth import Keys
 from serve.errors import ConfigError
 from serve.live import LiveFollower
@@ -53,7 +54,8 @@ class ReplicaConfig:
     reason_model: str = ""
     """Identity of the generator: reasons of another model are not found in the cache."""
     release_wait_s: float = 60.0
-    encoder_uri: str | None = None
+    encoders: EncoderPlace | None = None
+    """Where this node finds encoders of queries."""
     ranking: RankerSettings | None = None
 
 
@@ -94,6 +96,13 @@ def open_reasons(
     return TieredReasons(config.reason_model, local=local, shared=shared, ttl_s=of.ttl_s, observe=observe)
 
 
+def open_encoders(config: ReplicaConfig) -> EncoderShelf:
+    """Return where the encoders of this replica's releases come from. Raises ConfigError when nothing says where."""
+    if config.encoders is None:
+        raise ConfigError("nothing says where encoders are: a replica that embeds needs `encoders`")
+    return EncoderShelf(config.encoders.load)
+
+
 def open_summaries(config: ReplicaConfig, shared: CacheStore | None) -> SummaryBook | None:
     """Return where users' interests in words are kept; None without a cache store or where settings leave them out."""
     ttl_s = config.settings.reason_cache.summaries_ttl_s
@@ -130,11 +139,18 @@ def check_packages(config: ReplicaConfig) -> None:
 
 
 async def follow_releases(
-    config: ReplicaConfig, store: OnlineStore, warm: Warm, *, spread: Spread | None = None, items: bool = True
+    config: ReplicaConfig,
+    store: OnlineStore,
+    warm: Warm,
+    *,
+    spread: Spread | None = None,
+    items: bool = True,
+    embeds: bool = False,
 ) -> ReleaseHolder:
     """Load the current release and go on following the pointer, and with `items` the item log.
 
-    `spread` says how its vector index is spread over processes.
+    `spread` says how its vector index is spread over processes. With `embeds` releases bring their encoder. Raises
+    ConfigError where there is nowhere to have it from.
     """
     from models.store.board import RedisBoard
 
@@ -146,7 +162,8 @@ async def follow_releases(
         warm=warm,
         items=ItemFollower(open_items(config), warm=warm) if items else None,
         board=RedisBoard(store_url(), cluster=config.store_cluster),
-        encoder=config.encoder_uri,
+        encoder=None if config.encoders is None else config.encoders.uri,
+        encoders=open_encoders(config) if embeds else None,
         ranking=config.ranking,
         spread=spread,
     )
@@ -178,6 +195,11 @@ def executor(threads: int, name: str) -> ThreadPoolExecutor:
 def warm_retrieval(bundle: ReleaseBundle) -> None:
     """Build the retrieval engine before the release is served."""
     _ = bundle.engine
+
+
+def warm_encoder(bundle: ReleaseBundle) -> None:
+    """Fetch and load the encoder of the release. Raises HubError or ArtifactError naming it."""
+    _ = bundle.space.encoder
 
 
 def warm_share(bundle: ReleaseBundle) -> None:
@@ -215,6 +237,7 @@ def warm_ingress(stages: Stages) -> Warm:
     """Return what an ingress warms: what it reads itself, and what stages inside of it read."""
     of = [warm_edge, *([warm_retrieval] if stages.retriever is None else [])]
     of += [warm_ranking] if stages.ranker is None else []
+    of += [warm_encoder] if stages.encoder is None else []
 
     def warm(bundle: ReleaseBundle) -> None:
         for one in of:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ray import serve as ray_serve
@@ -22,6 +21,7 @@ from serve.deployments.replica import (
     open_cache,
     open_store,
     open_summaries,
+    warm_encoder,
     warm_ranking,
     warm_retrieval,
     warm_share,
@@ -30,7 +30,7 @@ from serve.index_shards import ShardHosts, ShareSearcher
 from serve.metrics import RankMetrics
 from serve.ports import Scores
 from serve.ranking import ModelRanker
-from serve.stages import EngineRetriever, StoreFeatureFetcher, TextQueryEncoder
+from serve.stages import EngineRetriever, ReleaseQueryEncoder, StoreFeatureFetcher
 from serve.wiring import turns
 
 
@@ -53,17 +53,13 @@ class FeatureFetcherDeployment:
 
 
 class QueryEncoderDeployment:
-    """Embeds query texts."""
+    """Embeds query texts, each with the encoder of the release its request is pinned to."""
 
-    def __init__(self, config: ReplicaConfig, folder: str, max_tokens: int, dimension: int) -> None:
-        from models.encoder import SentenceTransformerEncoder
-
+    async def __init__(self, config: ReplicaConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         check_packages(config)
-        encoder = SentenceTransformerEncoder(Path(folder), max_tokens=max_tokens)
-        if encoder.dimension != dimension:
-            raise ValueError(f"the encoder has {encoder.dimension} dimensions, the settings say {dimension}")
-        encoder.encode(["warm up"])
-        self._encoder = TextQueryEncoder(encoder, executor(config.settings.encoder.threads, "encoder"))
+        self._releases = await follow_releases(config, open_store(config), warm_encoder, items=False, embeds=True)
+        # What is prepared answers too: an ingress may see the pointer move first.
+        self._encoder = ReleaseQueryEncoder(self._releases.ready, executor(config.settings.encoder.threads, "encoder"))
         self._name = replica_name()
 
     async def encode_many(self, members: list[BatchMember]) -> BatchReply:

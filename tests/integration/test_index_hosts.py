@@ -38,6 +38,7 @@ DRIVER = """
     from models.store.board import RedisBoard
     from models.store.redis_store import RedisStore
     from models.artifacts import ArtifactStore
+    from models.text_space import EncoderPlace
     from pipelines.publish import Publisher
     from serve.app import deployment
     from serve.context import StageCall
@@ -57,7 +58,8 @@ DRIVER = """
     })
     config = ReplicaConfig(
         settings=settings, retrieval=RetrievalSettings(), artifacts_url=wish["url"], artifact_cache=wish["cache"],
-        records_folder=str(folder / "records"), package_root=wish["root"], encoder_uri="hash",
+        records_folder=str(folder / "records"), package_root=wish["root"],
+        encoders=EncoderPlace("hash", folder, folder),
     )
     artifacts = ArtifactStore(wish["url"], cache=Path(wish["cache"]))
     engines = {r.release_id: load_bundle(artifacts, r, settings=config.retrieval).engine for r in releases}

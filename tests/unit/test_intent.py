@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.intent import MAX_DIMENSION, faded, pack, unpack
+from models.intent import MAX_DIMENSION, encoder_tag, faded, is_packed, pack, packed_tag, unpack
 
 UNIT = np.array([0.6, -0.8, 0.0], np.float32)
 
@@ -20,10 +20,23 @@ def test_a_vector_survives_the_bytes_but_for_the_last_digits() -> None:
     assert abs(float(found @ wide) - 1.0) < 1e-3
 
 
+def test_a_tag_survives_beside_the_vector_and_what_has_none_is_read_as_before() -> None:
+    tagged, plain = pack(UNIT, encoder_tag("hf://a/b@c")), pack(UNIT)
+    assert packed_tag(tagged) == encoder_tag("hf://a/b@c") != encoder_tag("hf://a/b@d") and packed_tag(plain) == b""
+    assert len(tagged) == len(plain) + 9 and is_packed(tagged) and is_packed(plain)
+    np.testing.assert_array_equal(unpack(tagged), unpack(plain))
+    assert pack(UNIT, encoder_tag(None)) == plain
+
+
+def test_the_longest_vector_has_room_for_its_tag() -> None:
+    longest = pack(np.ones(MAX_DIMENSION, np.float32), encoder_tag("x"))
+    assert is_packed(longest) and not is_packed(b"\0\0" + longest) and not is_packed(longest[:-1] + b"\2")
+
+
 @given(st.binary(max_size=40))
 def test_no_bytes_crash_a_reader_and_what_comes_out_is_finite(data: bytes) -> None:
-    found = unpack(data)
-    assert found is None or (np.isfinite(found).all() and found.any() and len(found) == len(data) // 2)
+    found, tagged = unpack(data), 9 * (len(data) % 2)
+    assert found is None or (np.isfinite(found).all() and found.any() and len(found) == (len(data) - tagged) // 2)
 
 
 @pytest.mark.parametrize("data", [b"", b"x", bytes(6), bytes(2 * MAX_DIMENSION + 2)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from models.declared import Declaration, pack
 from models.events import Event, EventType, session_owner
 from models.features import UserFeatures
 from models.ids import bucket_of
+from models.intent import encoder_tag
 from models.intent import pack as pack_vector
 from models.store.calls import OWNER_KEYS, tag_of
 from models.store.port import EventStatus, StoreLimits, StoreUnavailable
@@ -104,6 +106,16 @@ async def test_a_link_carries_the_later_declaration_over_and_forgets_it_in_the_s
     await declare(profiles, SESSION, said(3, at=-1))
     await profiles.link("main", "u1", SESSION, now_ms=NOW)
     assert says(await fetch(profiles), said(3, at=-1))
+
+
+async def test_a_declaration_keeps_the_tag_of_its_encoder_through_a_link(profiles: ProfileStore) -> None:
+    tagged = replace(said(1), tag=encoder_tag("hf://a/b@c"))
+    await declare(profiles, SESSION, tagged)
+    await declare(profiles, "u2", said(2))
+    await profiles.link("main", "u1", SESSION, now_ms=NOW)
+    ours, theirs = (await fetch(profiles)).declared, (await fetch(profiles, "u2")).declared
+    assert ours is not None and theirs is not None and says(await fetch(profiles), tagged)
+    assert ours.tag == tagged.tag and theirs.tag == b""
 
 
 async def test_a_session_s_declaration_lives_as_long_as_its_last_event_and_a_user_s_for_ever(open_profiles) -> None:

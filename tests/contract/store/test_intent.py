@@ -13,7 +13,7 @@ import pytest
 from models.events import Event, EventType, session_owner
 from models.features import UserFeatures
 from models.ids import BUCKETS, bucket_of
-from models.intent import pack
+from models.intent import encoder_tag, pack
 from models.store.calls import tag_of
 from models.store.memory_streams import MemoryEventStreams
 from models.store.port import EventStatus, StoreLimits
@@ -119,6 +119,21 @@ async def test_a_link_carries_the_newer_search_over_and_forgets_it_in_the_sessio
     assert await profiles.link("main", "u1", SESSION, now_ms=NOW) == Linked(True, 0), "a search alone is something"
     assert looks_for(await fetch(profiles), 2, -3), "the older one does not win by being linked"
     assert await profiles.link("main", "u1", SESSION, now_ms=NOW) == Linked(False, 0)
+
+
+async def test_a_search_keeps_the_tag_of_its_encoder_through_a_link_and_one_without_has_none(
+    profiles: ProfileStore,
+) -> None:
+    tag = encoder_tag("hf://a/b@c")
+    await append(profiles, search(1, at=-5), replace(search(2, SESSION, at=-3), intent=pack(vector(2), tag)))
+    assert (await fetch(profiles)).intent_tag == b""
+    found = await fetch(profiles, "u1", SESSION)
+    assert looks_for(found, 2, at=-3) and found.intent_tag == tag
+    await profiles.link("main", "u1", SESSION, now_ms=NOW)
+    found = await fetch(profiles)
+    assert looks_for(found, 2, at=-3) and found.intent_tag == tag
+    await append(profiles, search(3, at=-1))
+    assert (await fetch(profiles)).intent_tag == b""
 
 
 async def test_another_dimension_replaces_like_any_other(profiles: ProfileStore) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from models.intent import encoder_tag
 from models.items.change import ItemChange
 from models.items.log import ItemLog, ItemLogFull, MemoryItemLog, RedisItemLog
 from models.store.port import StoreError
@@ -47,6 +49,14 @@ async def test_changes_are_numbered_from_one_and_read_in_order(log: ItemLog) -> 
     np.testing.assert_array_equal(found[0][1].vector, np.full(4, 0.5, np.float32))
     assert [n for n, _ in await log.read_items("main", after=2, limit=2)] == [3, 4]
     assert not await log.read_items("main", after=5)
+
+
+async def test_a_change_keeps_the_tag_of_its_encoder_and_one_without_has_none(log: ItemLog) -> None:
+    for tag in (encoder_tag("hf://a/b@c"), b""):
+        await log.append_item("main", replace(change("a"), tag=tag))
+    found = [c for _, c in await log.read_items("main", after=0) if c is not None]
+    assert [c.tag for c in found] == [encoder_tag("hf://a/b@c"), b""]
+    assert b"tag" not in found[1].to_bytes()[0], "what has none is written as it always was"
 
 
 async def test_tenants_do_not_see_each_others_items(log: ItemLog) -> None:

@@ -88,7 +88,7 @@ def test_vectors_that_are_no_unit_vectors_are_refused(made, value, said) -> None
 def test_wrong_dimensions_and_another_encoder_are_refused(made) -> None:
     with pytest.raises(CanaryFailed, match="32 dimensions, models"):
         made.check(dimension=64)
-    with pytest.raises(ArtifactError, match="made by the encoder hash"):
+    with pytest.raises(CanaryFailed, match="made by the encoder hash, not by other"):
         made.check(encoder="other")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.artifacts import ArtifactError, ArtifactStore
+from models.artifacts import ArtifactStore
 from models.bundle import ReleaseBundle, load_bundle
 from models.encoder import HashEncoder
 from models.items.change import ItemChange
@@ -107,10 +107,7 @@ def test_without_changes_nothing_is_made_anew(shop) -> None:
     assert shop.build().release.release_id == shop.build(Fold()).release.release_id
 
 
-def test_a_damaged_list_of_changed_items_and_a_foreign_encoder_are_refused_by_name(shop, tmp_path) -> None:
-    folded = shop.build(Fold().after(CHANGES, shop.dataset))
-    with pytest.raises(ArtifactError, match=r"made by the encoder hash, queries are embedded by other"):
-        load_bundle(shop.artifacts, folded.release, settings=RetrievalSettings(), encoder="other")
+def test_a_damaged_list_of_changed_items_is_refused_by_name(tmp_path) -> None:
     (tmp_path / FOLDED_FILE).write_text('{"id": "a"}\n')
     with pytest.raises(ValueError, match=r"live\.jsonl"):
         read_folded(tmp_path)

@@ -127,7 +127,9 @@ class Edge:
                 reason_cache=self.reason_cache,
                 decisions=self.decisions,
             ),
-            events=EventService(self.sink, self.signer, self.metrics, self.settings, encoder=self.encoder),
+            events=EventService(
+                self.sink, self.signer, self.metrics, self.settings, encoder=self.encoder, releases=self.releases
+            ),
             lists=ListService(
                 retriever=self.similar or self.retriever,
                 releases=self.releases,

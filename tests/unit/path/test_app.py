@@ -11,11 +11,13 @@ import pytest
 
 from models.artifacts import ArtifactError
 from models.store.memory import MemoryStore
+from models.text_space import EncoderPlace
 from serve.clients import FeatureFetcherClient, QueryEncoderClient, RankerClient, RetrieverClient
 from serve.deployments.replica import (
     ReplicaConfig,
     api_keys,
     check_packages,
+    open_encoders,
     open_store,
     signing_key,
     warm_edge,
@@ -26,7 +28,7 @@ from serve.deployments.replica import (
 from serve.errors import ConfigError
 from serve.ranking import ModelRanker
 from serve.settings import DeploymentSettings, ServeSettings
-from serve.stages import EngineRetriever, StoreFeatureFetcher
+from serve.stages import EngineRetriever, ReleaseQueryEncoder, StoreFeatureFetcher
 from serve.wiring import Stages
 
 with warnings.catch_warnings():
@@ -40,6 +42,7 @@ ARGS = {
     "records_folder": "records",
     "events_folder": "events",
     "encoder_folder": "encoder",
+    "model_cache": "models",
     "generator_folder": "generator",
 }
 
@@ -105,7 +108,7 @@ def test_unknown_arguments_are_refused() -> None:
 
 
 def _stages(settings: ServeSettings, **handles) -> Stages:
-    return Stages(settings, "encoder", 128, explainer=_Handle(), **handles)
+    return Stages(settings, explainer=_Handle(), **handles)
 
 
 class _Handle:
@@ -118,15 +121,14 @@ class _Handle:
         return self
 
 
-def test_an_ingress_uses_clients_for_deployments_and_classes_for_inline_stages(tiny, monkeypatch) -> None:
-    monkeypatch.setattr(Stages, "_inline_encoder", lambda self, executor: "in process")
+def test_an_ingress_uses_clients_for_deployments_and_classes_for_inline_stages(tiny) -> None:
     with ThreadPoolExecutor(1) as pool:
         inline = _stages(ServeSettings()).ports(tiny.bundle_of, MemoryStore(), pool)
         remote = _stages(
             ServeSettings(), features=_Handle(), encoder=_Handle(), retriever=_Handle(), ranker=_Handle()
         ).ports(tiny.bundle_of, MemoryStore(), pool)
-    kinds = [type(getattr(inline, n)) for n in ("fetcher", "retriever", "ranker")]
-    assert kinds == [StoreFeatureFetcher, EngineRetriever, ModelRanker] and inline.encoder == "in process"
+    kinds = [type(getattr(inline, n)) for n in ("fetcher", "encoder", "retriever", "ranker")]
+    assert kinds == [StoreFeatureFetcher, ReleaseQueryEncoder, EngineRetriever, ModelRanker]
     kinds = [type(getattr(remote, n)) for n in ("fetcher", "encoder", "retriever", "ranker")]
     assert kinds == [FeatureFetcherClient, QueryEncoderClient, RetrieverClient, RankerClient]
 
@@ -189,10 +191,17 @@ def test_an_ingress_warms_the_stages_inside_of_it(tiny) -> None:
     from types import SimpleNamespace
 
     apart, inside = replace(tiny.bundle), replace(tiny.bundle)
-    warm_ingress(SimpleNamespace(retriever=object(), ranker=object()))(apart)
+    warm_ingress(SimpleNamespace(retriever=object(), ranker=object(), encoder=object()))(apart)
     assert not {"engine", "ranker"} & set(vars(apart))
-    warm_ingress(SimpleNamespace(retriever=None, ranker=None))(inside)
+    with pytest.raises(ArtifactError, match="by which encoder"):
+        warm_ingress(SimpleNamespace(retriever=None, ranker=None, encoder=None))(inside)
     assert {"engine", "ranker"} <= set(vars(inside))
+
+
+def test_a_replica_that_embeds_needs_to_be_told_where_encoders_are(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="nothing says where encoders are"):
+        open_encoders(_config())
+    assert len(open_encoders(_config(encoders=EncoderPlace("hash", tmp_path, tmp_path)))) == 0
 
 
 def test_a_release_whose_ranker_gives_no_numbers_is_refused_by_those_who_load_it(tiny) -> None:

@@ -7,11 +7,12 @@ next basket instead of the next item. Called by the `quality` benchmark behind `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,10 +49,14 @@ _EVERYTHING = 1 << 31
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Reports by question; with ablation also by question and state of the user (`new, 1-4 events`)."""
+    """Reports by question; with ablation also by question and state of the user (`new, 1-4 events`).
+
+    `trainings` are the metrics of the rankers that were trained for it.
+    """
 
     questions: Mapping[str, Report]
     states: Mapping[str, Report]
+    trainings: Sequence[Mapping[str, Any]]
 
 
 def evaluate_dataset(
@@ -111,7 +116,7 @@ def evaluate_dataset(
             by_state = driver.weightings()
             for label, part in _by_state(splits, settings.models.retrieval.stale_after_s):
                 states[label] = driver.ask(label, part, by_state, asked)
-        return Evaluation(questions, states)
+        return Evaluation(questions, states, driver.trainings)
 
 
 def named(stretch: tuple[float, float]) -> str:

@@ -66,6 +66,8 @@ class Driver:
         self._catalog = catalog
         self._embeddings, self._layout = embeddings, layout
         self._tell, self._pace = tell, pace
+        self.trainings: list[dict[str, Any]] = []
+        """What each training of a ranker said of itself, calibration error included."""
         self._fits: dict[int, tuple[EventLog, ReleaseBundle, LastQuestion]] = {}
         self._given = GivenFeatures()
         self._loop = asyncio.new_event_loop()
@@ -186,6 +188,7 @@ class Driver:
                 seed=pipelines.seed,
             )
             self._tell(f"ranker: {metrics}")
+            self.trainings.append(metrics)
             parts = (self._catalog, self._embeddings, statistics)
             return load_ranker(Path(folder), *parts, layout=self._layout)  # type: ignore[arg-type]
 

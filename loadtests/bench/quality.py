@@ -109,6 +109,7 @@ def bench(context: BenchContext) -> None:
         summaries=options.summaries,
         tell=context.tell,
     )
+    context.facts["trainings"] = [dict(metrics) for metrics in found.trainings]
     for question, report in [*found.questions.items(), *found.states.items()]:
         _show(context, question, report)
     if options.validation:

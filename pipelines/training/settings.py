@@ -31,7 +31,7 @@ class TrainingSettings(BaseModel):
     near_future_weight: float = Field(0.6, ge=0, le=1)
     """How right the next one is; each further one by this factor less. 0 with `near_future` 0: only the next event."""
     max_lists: int = Field(20_000, ge=1)
-    """More examples than this are sampled by user; bounds memory (about 12 KB a list) and time."""
+    """More examples than this are sampled by user; bounds memory (about 16 KB a list) and time."""
     exclude_seen: bool = True
     """Whether touched items are kept out of the lists, as serving does; a shop with repeat purchases says false, and
     then learns from both questions, since a request can leave them out."""

@@ -169,7 +169,8 @@ class Driver:
             self._fits[id(train)] = (train, bundle, LastQuestion())
         return self._fits[id(train)][1:]
 
-    def _train(self, train: EventLog, statistics: object) -> CrossEncoder:
+    def _train(self, train: EventLog, statistics: object) -> CrossEncoder | None:
+        """Return the ranker trained on `train`, None where that is too little, as a release is built without one."""
         from models.rankers.load import load_ranker
         from pipelines.training.train import train_ranker
 
@@ -189,6 +190,8 @@ class Driver:
             )
             self._tell(f"ranker: {metrics}")
             self.trainings.append(metrics)
+            if "fused_ndcg10" not in metrics:
+                return None
             parts = (self._catalog, self._embeddings, statistics)
             return load_ranker(Path(folder), *parts, layout=self._layout)  # type: ignore[arg-type]
 

@@ -109,7 +109,8 @@ def bench(context: BenchContext) -> None:
         summaries=options.summaries,
         tell=context.tell,
     )
-    context.facts["trainings"] = [dict(metrics) for metrics in found.trainings]
+    timed = ("seconds", "examples_s")  # what another run of the same need not say
+    context.facts["trainings"] = [{k: v for k, v in one.items() if k not in timed} for one in found.trainings]
     for question, report in [*found.questions.items(), *found.states.items()]:
         _show(context, question, report)
     if options.validation:

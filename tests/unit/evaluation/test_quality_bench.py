@@ -53,7 +53,17 @@ def test_a_shop_is_asked_three_questions_and_its_figures_can_be_verified(tmp_pat
     run_bench("quality", state=tmp_path, json=True, options={"dataset": "tiny-shop"}, settings=tree)
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     targets = result["targets"]
-    assert {"new_ndcg10", "repeat_ndcg10", "cold_ndcg10", "new_vs_best_lower", "repeat_vs_best_lower"} == set(targets)
+    fused = {
+        f"{question}_fused_{figure}"
+        for question in ("new", "repeat", "cold")
+        for figure in ("ndcg10", "vs_merged_lower")
+    }
+    merged = {"new_ndcg10", "repeat_ndcg10", "cold_ndcg10", "new_vs_best_lower", "repeat_vs_best_lower"}
+    assert merged | fused == set(targets)
+    # So small a shop trains no ranker: retrieval order is what is served then, and what is asked.
+    assert ["min_examples" in training["reason"] for training in result["facts"]["trainings"]] == [True]
+    gaps = {question: targets[f"{question}_fused_vs_merged_lower"]["value"] for question in ("new", "repeat", "cold")}
+    assert gaps == {"new": 0, "repeat": 0, "cold": None}
     assert targets["repeat_ndcg10"]["value"] > 0.7 and targets["new_ndcg10"]["value"] > 0.7
     assert targets["cold_ndcg10"]["n"] == 1
     assert result["facts"]["repeat_best_baseline"] in SHOP_BASELINES

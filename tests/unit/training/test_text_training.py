@@ -30,7 +30,6 @@ from pipelines.training.settings import TextTrainingSettings, TrainingSettings
 from pipelines.training.split import Part
 from pipelines.training.text import Origin, Sources, _cases, _split, _world, train_text_ranker
 from pipelines.training.text_cases import TextCase, negatives, with_found
-from pipelines.training.text_fit import _loss
 from pipelines.training.text_fuse import fit_fusion
 from pipelines.training.text_pairs import PairReader
 from pipelines.training.text_start import load_start
@@ -197,41 +196,6 @@ def test_frozen_layers_stay_as_they_are(tmp_path, catalog, embeddings, make_tast
     moved = {n: not torch.equal(p, dict(after.named_parameters())[n]) for n, p in before.named_parameters()}
     assert not any(changed for n, changed in moved.items() if "embeddings" in n or "layer.0." in n or "layer.1." in n)
     assert moved["bert.encoder.layer.3.output.dense.weight"] and moved["classifier.weight"]
-
-
-def test_of_a_list_that_misses_what_was_taken_a_student_learns_its_teacher_s_order_alone(catalog, embeddings):
-    found = given(np.arange(20, dtype=np.int32))
-    held, missed = (TextCase(0, RetrievalQuery(n=20, now_ms=0), found, *taken) for taken in ((3, 3), (30, -1)))
-    asked = []
-
-    def teacher(case, rows):
-        asked.append(rows)
-        return rows.astype(np.float32) / 10
-
-    class Reader:
-        def read(self, query, rows):
-            return [(np.array([int(row)]), None) for row in rows]
-
-        def padded(self, pairs):
-            return {"ids": np.array([ids[0] for ids, _ in pairs], np.int64)}
-
-    class Order(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.own = torch.nn.Parameter(torch.ones(()))
-
-        def forward(self, ids):
-            return type("Out", (), {"logits": (self.own * ids / 10)[:, None]})
-
-    settings = QUICK.model_copy(update={"distil_weight": 0.0, "hard_negatives": 3, "bfloat16": False})
-    for case, first in ((held, 3), (missed, None)):
-        loss = _loss(Order(), Reader(), [(case, (0, 0, 0))], 40, settings, teacher)
-        rows = asked.pop()
-        assert len(rows) == settings.width and (rows[0] == first if first else 30 not in rows)
-        # It scores as its teacher does: where only that counts the loss is the entropy of the shares.
-        own = np.exp(rows / 10) / np.exp(rows / 10).sum()
-        wanted = -(own * np.log(own)).sum() if first is None else -np.log(own[0])
-        assert float(loss.detach()) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_a_student_keeps_fewer_layers_and_learns_its_teacher_s_scores(

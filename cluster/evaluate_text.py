@@ -1,16 +1,17 @@
 """Judges the trained text ranker on a catalog with long texts: alone and fused, against retrieval and the bi-encoder.
 
 Trained on what was known when the test rows of amazon-industrial began; asked for the next item of users whose next
-item is among the bi-encoder's best fifty, in the order of every method. Trained rankers are kept in the state folder,
-so that another question to the same one does not train again. Called by the `quality` benchmark behind `evaluate`.
+item is among the bi-encoder's best fifty, in the order of every method, and of everybody over the list that is served.
+Trained rankers are kept in the state folder, so that another question to the same one does not train again. Called by
+the `quality` benchmark behind `evaluate`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,19 @@ from cluster.config import Settings
 from cluster.errors import OperatorError
 from cluster.evaluate import embedded
 from cluster.ray_job import job_ray
+from cluster.text_questions import DEPTH, Asker, Floats, Question, gains
 from cluster.workspace import Workspace
 from models.behaviour.behaviour import fit_behaviour
-from models.behaviour.replay import UserHistory, histories
-from models.behaviour.statistics import Statistics, fit_statistics
-from models.candidates import Candidates, Source
+from models.behaviour.statistics import fit_statistics
+from models.candidates import Source
 from models.catalog import ItemCatalog
 from models.events import EventLog
 from models.index import FlatIndex
 from models.media.layout import Layout
 from models.rankers.load import load_ranker
+from models.rankers.port import CrossEncoder
 from models.rankers.text_fusion import FusedTextRanker
 from models.retrieval.engine import RetrievalEngine
-from models.retrieval.query import RetrievalQuery
 from models.retrieval.settings import RetrievalSettings
 from pipelines.digests import digest_events
 from pipelines.evaluation.ablation import only
@@ -48,8 +49,6 @@ DATASET = "amazon-industrial"
 BI_ENCODER, RETRIEVAL, ALONE, FUSED = "bi-encoder similarity", "retrieval order", "text alone", "text fused"
 STUDENT_ALONE, STUDENT_FUSED = "student alone", "student fused"
 BASELINES, OURS = (BI_ENCODER, RETRIEVAL), (ALONE, FUSED)
-DEPTH = 50
-Floats = npt.NDArray[np.float64]
 Tell = Callable[[str], None]
 
 
@@ -58,17 +57,10 @@ class TextEvaluation:
     """NDCG@10 per user by method, users in one order, and what the trainings said of themselves."""
 
     ndcg: Mapping[str, Floats]
+    """Over the bi-encoder's candidates, of users whose next item is among them."""
+    served: Mapping[str, Floats]
+    """Over the candidates of all sources, of everybody."""
     trainings: Mapping[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """One request, its candidates in retrieval order, the bi-encoder's scores of them, and which was taken."""
-
-    query: RetrievalQuery
-    candidates: Candidates
-    similarity: npt.NDArray[np.float32]
-    place: int
 
 
 def known_at_test(log: EventLog) -> EventLog:
@@ -101,23 +93,42 @@ def evaluate_text(settings: Settings, *, users: int, student: int | None, seed: 
                 small = of.model_copy(update={"layers": student, "frozen_layers": 0})
                 folders["student"] = trainer.trained(folders["text"], small)
     statistics = fit_statistics(train, catalog, half_life_days=settings.pipelines.popularity_half_life_days)
-    asked = _questions(settings, train, dataset.events, catalog, embeddings, layout, statistics, users, seed)
-    tell(f"{len(asked)} users whose next item is among the bi-encoder's best {DEPTH}")
+    behaviour = fit_behaviour(train, catalog, settings.pipelines.behaviour, vectors=embeddings)
+
+    def engine(retrieval: RetrievalSettings) -> RetrievalEngine:
+        parts = (FlatIndex(embeddings), behaviour, statistics, retrieval)
+        return RetrievalEngine(catalog, embeddings, *parts, layout=layout)
+
+    of_settings = settings.models.retrieval
+    similar, merged = engine(only(of_settings, Source.semantic)), engine(of_settings)
+    asker = Asker(catalog, similar, merged, dataset.events, TEST_MS, seed)
+    alike, served = asker.like_the_past(users), asker.served(users)
+    if not alike:
+        raise OperatorError(f"{DATASET}: no user has a next item that the bi-encoder finds")
+    tell(f"{len(alike)} users whose next item is among the bi-encoder's best {DEPTH}")
+    found = sum(q.place >= 0 for q in served)
+    tell(f"{len(served)} users, {found} of whom the list of {DEPTH} that is served holds what they took")
     ndcg = {
-        BI_ENCODER: _gains(asked, [q.similarity for q in asked]),
-        RETRIEVAL: _gains(asked, [q.candidates.scores for q in asked]),
+        BI_ENCODER: gains(alike, [q.similarity for q in alike if q.similarity is not None]),
+        RETRIEVAL: gains(alike, [q.candidates.scores for q in alike]),
     }
+    as_served = {RETRIEVAL: gains(served, [q.candidates.scores for q in served])}
     for (name, folder), (alone, fused) in zip(
         folders.items(), ((ALONE, FUSED), (STUDENT_ALONE, STUDENT_FUSED)), strict=False
     ):
-        tell(f"{name}: {len(asked) * DEPTH} pairs")
+        tell(f"{name}: {sum(len(q.candidates) for q in [*alike, *served] if q.place >= 0)} pairs")
         ranker = load_ranker(folder, catalog, embeddings, statistics, layout=layout)
         if not isinstance(ranker, FusedTextRanker):
             raise OperatorError(f"{folder}: not what a training wrote; remove it, and it is trained again")
-        # Scores of a profile are kept, so that the fused one reads nothing again.
-        ndcg[alone] = _gains(asked, [ranker.text.score(q.query, q.candidates) for q in asked])
-        ndcg[fused] = _gains(asked, [ranker.score(q.query, q.candidates) for q in asked])
-    return TextEvaluation(ndcg, {name: _metrics(folder) for name, folder in folders.items()})
+        for asked, by in ((alike, ndcg), (served, as_served)):
+            by[alone], by[fused] = _asked(ranker.text, asked), _asked(ranker, asked)
+    return TextEvaluation(ndcg, as_served, {name: _metrics(folder) for name, folder in folders.items()})
+
+
+def _asked(ranker: CrossEncoder, asked: Sequence[Question]) -> Floats:
+    """Return the gain per question; what no order can help is not read. Scores of a profile are kept in between."""
+    nothing = np.empty(0, np.float32)
+    return gains(asked, [ranker.score(q.query, q.candidates) if q.place >= 0 else nothing for q in asked])
 
 
 @dataclass(frozen=True)
@@ -180,63 +191,6 @@ class _Trainer:
             draft.rename(final)
         checkpoint.clear()
         return final
-
-
-def _questions(
-    settings: Settings,
-    train: EventLog,
-    log: EventLog,
-    catalog: ItemCatalog,
-    embeddings: npt.NDArray[np.float32],
-    layout: Layout | None,
-    statistics: Statistics,
-    users: int,
-    seed: int,
-) -> list[_Question]:
-    """Return one test request per user, in a seeded order of users: the first whose next item the bi-encoder finds."""
-    behaviour = fit_behaviour(train, catalog, settings.pipelines.behaviour, vectors=embeddings)
-
-    def engine(retrieval: RetrievalSettings) -> RetrievalEngine:
-        parts = (FlatIndex(embeddings), behaviour, statistics, retrieval)
-        return RetrievalEngine(catalog, embeddings, *parts, layout=layout)
-
-    similar, merged = engine(only(settings.models.retrieval, Source.semantic)), engine(settings.models.retrieval)
-    asked: list[_Question] = []
-    past = list(histories(log))
-    for at in np.random.default_rng(seed).permutation(len(past)):
-        if len(asked) == users:
-            break
-        first = int(np.searchsorted(past[at].timestamps_ms, TEST_MS))
-        requests = (_question(past[at], n, similar, merged, catalog) for n in range(max(first, 1), len(past[at])))
-        asked += [q for q in [next((q for q in requests if q is not None), None)] if q is not None]
-    if not asked:
-        raise OperatorError(f"{DATASET}: no user has a next item that the bi-encoder finds")
-    return asked
-
-
-def _question(
-    history: UserHistory, position: int, similar: RetrievalEngine, merged: RetrievalEngine, catalog: ItemCatalog
-) -> _Question | None:
-    """Return what is asked just before event `position`, or None where the bi-encoder misses what was taken."""
-    query = RetrievalQuery(n=DEPTH, now_ms=int(history.timestamps_ms[position]), user=history.before(position))
-    found = similar.retrieve(query)
-    taken = int(catalog.rows([str(history.item_ids[position])])[0])
-    if taken not in found.rows:
-        return None
-    ordered = merged.retrieve(replace(query, only_items=tuple(catalog.item_ids(found.rows))))
-    scores = dict(zip(found.rows.tolist(), found.scores.tolist(), strict=True))
-    similarity = np.array([scores[row] for row in ordered.rows.tolist()], np.float32)
-    return _Question(query, ordered, similarity, int(np.flatnonzero(ordered.rows == taken)[0]))
-
-
-def _gains(asked: list[_Question], scores: list[npt.NDArray[np.float32]]) -> Floats:
-    """Return NDCG@10 per question; a candidate with the score of what was taken counts half a place."""
-    out = np.zeros(len(asked))
-    for at, (question, own) in enumerate(zip(asked, scores, strict=True)):
-        mine = own[question.place]
-        place = int((own > mine).sum()) + (int((own == mine).sum()) - 1) / 2
-        out[at] = 1 / np.log2(place + 2) if place < 10 else 0.0
-    return out
 
 
 def _metrics(folder: Path) -> dict[str, Any]:

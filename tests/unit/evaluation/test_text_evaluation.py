@@ -73,7 +73,10 @@ def test_every_order_is_asked_the_same_users_and_nothing_is_trained_twice(settin
     methods = {*evaluation.BASELINES, *evaluation.OURS, evaluation.STUDENT_ALONE, evaluation.STUDENT_FUSED}
     assert set(found.ndcg) == methods
     assert {len(ndcg) for ndcg in found.ndcg.values()} == {40}
-    assert all(((ndcg >= 0) & (ndcg <= 1)).all() for ndcg in found.ndcg.values())
+    assert set(found.served) == methods - {evaluation.BI_ENCODER}
+    assert {len(ndcg) for ndcg in found.served.values()} == {40}
+    every = [*found.ndcg.values(), *found.served.values()]
+    assert all(((ndcg >= 0) & (ndcg <= 1)).all() for ndcg in every)
     assert found.trainings["student"]["layers"] == 1 and found.trainings["text"]["layers"] == 2
     assert found.trainings["text"]["training_s"] > 0
     monkeypatch.setattr(evaluation, "train_text_ranker", lambda *_, **__: pytest.fail("it was trained again"))
@@ -119,6 +122,7 @@ def test_baselines_are_asked_without_any_training(settings, tmp_path):
     off = settings.pipelines.model_copy(update={"train_ranker": False})
     found = asked(settings.model_copy(update={"pipelines": off}))
     assert set(found.ndcg) == set(evaluation.BASELINES) and found.trainings == {}
+    assert set(found.served) == {evaluation.RETRIEVAL}
 
 
 @pytest.mark.parametrize(("name", "value"), [("validation", True), ("ablate", True), ("summaries", "f"), ("seeds", 2)])

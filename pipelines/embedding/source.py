@@ -16,13 +16,13 @@ from models.catalog import Item
 from models.progress import Progress, silent
 from pipelines.embedding.places import files_at, suffix, why
 from pipelines.embedding.runners import quiet_ray_data
+from pipelines.importers.readers import Row, attributes_of, json_lines
 from pipelines.importers.rejects import ImportFailed, Rejects
 from pipelines.importers.rows import BadRow, ItemRows
 
 JSON_LINES = frozenset({".jsonl", ".ndjson", ".json"})
 ARROW = frozenset({".arrow", ".feather", ".ipc"})
 PARQUET = frozenset({".parquet"})
-_MAX_LINE_BYTES = 1 << 20
 _READ_BYTES = 1 << 20
 _MOST_BLOCKS = 64
 """Tasks that read a catalog: thousands of small files need no task each."""
@@ -82,42 +82,25 @@ class _Reader:
     def __call__(self, row: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
         path = str(row["path"])
         name = PurePosixPath(path).name
-        for number, given in enumerate(self._read(path), start=1):
+        for number, given in self._read(path):
             reason = str(given) if isinstance(given, BadRow) else ""
             text = "" if reason else json.dumps(given, ensure_ascii=False, default=str)
             yield {"file": name, "row": number, "json": text, "reason": reason}
 
-    def _read(self, path: str) -> Iterator[Any]:
+    def _read(self, path: str) -> Iterator[Row]:
         import pyarrow as pa
 
         try:
             with self._filesystem.open(path, "rb") as file:
                 if suffix(path) in JSON_LINES:
-                    yield from _json_lines(file)
+                    # Some filesystems give files that read a byte at a time until a line ends, each byte a request.
+                    with io.BufferedReader(file, _READ_BYTES) as lines:
+                        yield from json_lines(lines)
                 else:
-                    for batch in _parquet(file) if suffix(path) in PARQUET else _arrow(file):
-                        yield from _plain(batch)
+                    batches = _parquet(file) if suffix(path) in PARQUET else _arrow(file)
+                    yield from enumerate((row for batch in batches for row in _plain(batch)), start=1)
         except (OSError, pa.ArrowException) as error:
             raise ImportFailed(f"{PurePosixPath(path).name}: not a readable file ({why(error)})") from error
-
-
-def _json_lines(file: Any) -> Iterator[Any]:
-    import orjson
-
-    # Some filesystems give files that read a byte at a time until a line ends, each byte a request.
-    with io.BufferedReader(file, _READ_BYTES) as lines:
-        for line in lines:
-            if len(line) > _MAX_LINE_BYTES:
-                yield BadRow(f"line: longer than {_MAX_LINE_BYTES} bytes")
-                continue
-            if line.isspace():
-                continue
-            try:
-                parsed = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                yield BadRow(f"broken JSON: {error.msg} at character {error.pos}")
-                continue
-            yield parsed if isinstance(parsed, dict) else BadRow("line: not a JSON object")
 
 
 def _parquet(file: Any) -> Iterator[Any]:
@@ -136,12 +119,4 @@ def _arrow(file: Any) -> Iterator[Any]:
 
 def _plain(batch: Any) -> Iterator[dict[str, Any]]:
     for row in batch.to_pylist():
-        given = row.get("attributes")
-        if isinstance(given, list) and all(isinstance(pair, tuple) for pair in given):
-            row["attributes"] = dict(given)  # a map column
-        elif isinstance(given, str):
-            try:
-                row["attributes"] = json.loads(given)
-            except ValueError:
-                row["attributes"] = given  # refused with its reason by the check
-        yield row
+        yield {**row, "attributes": attributes_of(row["attributes"])} if "attributes" in row else row

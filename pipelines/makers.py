@@ -27,7 +27,7 @@ from pipelines.settings import PipelinesSettings
 from pipelines.training.checkpoint import Checkpoint
 
 Floats = npt.NDArray[np.float32]
-RANKER_FORMAT = 3
+RANKER_FORMAT = 4
 """Version of rankers and of their checkpoints; raise it when the code that trains or writes them changes."""
 
 

@@ -49,6 +49,14 @@ class CompressedModel:
     known_ids: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     calibration: PlattScaling | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    calibration_new: PlattScaling | None = None
+    """Of lists that leave out what the user has, where it learned from both kinds: what is new is taken less often."""
+
+    def calibration_of(self, query: RetrievalQuery) -> PlattScaling | None:
+        """Return what makes a logit the probability that the candidate is taken next; None for all or for no query."""
+        if self.calibration is None or self.calibration_new is None or not query.exclude_seen:
+            return self.calibration
+        return self.calibration_new
 
     def save(self, folder: Path) -> None:
         """Write `ranker.json` and `ranker.safetensors` into `folder`."""
@@ -65,6 +73,7 @@ class CompressedModel:
             "labels": list(self.labels),
             "numbers": list(self.numbers),
             "calibration": asdict(self.calibration) if self.calibration else None,
+            "calibration_new": asdict(self.calibration_new) if self.calibration_new else None,
             "notes": dict(self.notes),
         }
         (folder / CONFIG_FILE).write_text(json.dumps(body, sort_keys=True, indent=1))
@@ -86,8 +95,10 @@ class CompressedModel:
         for name, fresh in initialise(shape, seed=0).items():
             if name not in tensors or tensors[name].shape != fresh.shape:
                 raise RankerError(f"{WEIGHTS_FILE}: tensor {name} is missing or has another shape than {CONFIG_FILE}")
-        calibration = PlattScaling(**body["calibration"]) if body["calibration"] else None
-        return cls(shape, tensors, body["labels"], body["numbers"], known, calibration, body["notes"])
+        calibration, of_new = (
+            PlattScaling(**found) if (found := body.get(name)) else None for name in ("calibration", "calibration_new")
+        )
+        return cls(shape, tensors, body["labels"], body["numbers"], known, calibration, body["notes"], of_new)
 
 
 class CompressedRanker:
@@ -144,7 +155,8 @@ class CompressedRanker:
         history = recent_history(query, self._catalog, limit=self._model.shape.history)
         features = self._features.build(query, candidates, history=history)
         logits = self._logits(history, candidates.rows, features)
-        return logits if self._model.calibration is None else self._model.calibration.apply(logits)
+        calibration = self._model.calibration_of(query)
+        return logits if calibration is None else calibration.apply(logits)
 
     def attention(self, query: RetrievalQuery, rows: npt.NDArray[np.int32]) -> Floats:
         """Return the attention logit alone, float32[len(rows)]; independent of the other rows."""

@@ -26,6 +26,10 @@ Progress = Callable[[str, float], None]
 """Called with what is going on and which share of it is done (0 to 1)."""
 
 
+NEW, ANY = "new", "any"
+"""What a list is asked for: what the user does not have, or whatever is taken next."""
+
+
 class Retriever(Protocol):
     """Anything that retrieves; `RetrievalEngine` in practice."""
 
@@ -42,7 +46,7 @@ class RankingLists:
     `target` int32[L], the position of the item that was taken (of a basket the first that is there), -1 when retrieval
     missed it; `relevance` float32[L, N], 1 for what was taken and less for what the user took soon after;
     `shown` bool[L, N], what the user saw just before and did not take; `history` int64[L, 4, H] as `history_columns`
-    builds it; `user` int32[L] codes.
+    builds it; `user` int32[L] codes; `new` bool[L], whether what the user has was left out.
     """
 
     rows: npt.NDArray[np.int32]
@@ -53,6 +57,7 @@ class RankingLists:
     shown: npt.NDArray[np.bool_]
     history: npt.NDArray[np.int64]
     user: npt.NDArray[np.int32]
+    new: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.target)
@@ -64,6 +69,10 @@ class RankingLists:
     def columns(self, name: str) -> dict[str, npt.NDArray[Any]]:
         """Return the columns under `name.column`, for a file; `of` is the inverse."""
         return {f"{name}.{f.name}": getattr(self, f.name) for f in fields(self)}
+
+    def questions(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """Return, by what is asked for, which lists ask for it; one that no list asks is not there."""
+        return {name: of for name, of in ((NEW, self.new), (ANY, ~self.new)) if of.any()}
 
     @classmethod
     def of(cls, columns: Mapping[str, npt.NDArray[Any]], name: str) -> RankingLists:
@@ -82,6 +91,7 @@ def empty_lists(count: int, size: int) -> RankingLists:
         np.zeros((count, size), np.bool_),
         np.zeros((count, 4, HISTORY_EVENTS), np.int64),
         np.zeros(count, np.int32),
+        np.zeros(count, np.bool_),
     )
 
 
@@ -131,7 +141,7 @@ def build_lists(
                 seen = _places(candidates.rows, catalog.rows(shown.before(history, example.position)))
                 lists.shown[used, seen[seen >= 0]] = True
                 lists.shown[used] &= lists.relevance[used] == 0
-            lists.user[used] = example.user
+            lists.user[used], lists.new[used] = example.user, exclude_seen
             _fill(lists, used, query, candidates, fusion, catalog)
             used += 1
     return lists.take(np.arange(used))

@@ -9,7 +9,7 @@ once it is known how many epochs pay, runs just so many. Deterministic for a see
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -225,16 +225,14 @@ def _sample(lists: RankingLists, negatives: int, rng: np.random.Generator) -> Ra
     order[np.arange(count), lists.target] = -2.0
     kept = np.argpartition(order, negatives, axis=1)[:, : negatives + 1]
     first = np.argmin(np.take_along_axis(order, kept, axis=1), axis=1)
-    relevance = np.take_along_axis(lists.relevance, kept, axis=1)
-    return RankingLists(
-        np.take_along_axis(lists.rows, kept, axis=1),
-        np.take_along_axis(lists.features, kept[:, :, None], axis=1),
-        np.take_along_axis(lists.merged, kept, axis=1),
-        first.astype(np.int32),
-        relevance,
-        np.take_along_axis(lists.shown, kept, axis=1),
-        lists.history,
-        lists.user,
+    return replace(
+        lists,
+        rows=np.take_along_axis(lists.rows, kept, axis=1),
+        features=np.take_along_axis(lists.features, kept[:, :, None], axis=1),
+        merged=np.take_along_axis(lists.merged, kept, axis=1),
+        target=first.astype(np.int32),
+        relevance=np.take_along_axis(lists.relevance, kept, axis=1),
+        shown=np.take_along_axis(lists.shown, kept, axis=1),
     )
 
 

@@ -37,7 +37,7 @@ from models.rankers.network import NetworkShape, Parameters, initialise
 from models.retrieval.settings import RetrievalSettings
 from pipelines.errors import TrainingError
 from pipelines.training.checkpoint import Checkpoint
-from pipelines.training.examples import Progress, RankingLists
+from pipelines.training.examples import ANY, NEW, Progress, RankingLists
 from pipelines.training.fit import (
     HEAD_EPOCHS,
     ItemInputs,
@@ -277,7 +277,14 @@ def _finished(
     """Return the model leaning to retrieval, in place, and calibrated."""
     lean(model.parameters, settings.lean)
     scores = score_fused(model.parameters, model.shape, items.inputs(model), judge)
-    return replace(model, calibration=_calibrate(scores, judge), notes={LEAN: settings.lean})
+    of = judge.questions()
+    every = np.ones(len(judge), np.bool_)
+    return replace(
+        model,
+        calibration=_calibrate(scores, judge, of[ANY] if len(of) > 1 else every),
+        calibration_new=_calibrate(scores, judge, of[NEW]) if len(of) > 1 else None,
+        notes={LEAN: settings.lean},
+    )
 
 
 def _head(p: Parameters) -> Parameters:
@@ -297,8 +304,8 @@ def _untrained(items: _Items, settings: TrainingSettings, seed: int) -> Compress
     return CompressedModel(shape, initialise(shape, seed=seed), labels, numbers, known)
 
 
-def _calibrate(logits: Floats, lists: RankingLists) -> PlattScaling | None:
-    real = lists.rows >= 0
+def _calibrate(logits: Floats, lists: RankingLists, asked: npt.NDArray[np.bool_]) -> PlattScaling | None:
+    real = (lists.rows >= 0) & asked[:, None]
     return fit_platt(logits[real], _taken(lists)[real])
 
 
@@ -308,10 +315,14 @@ def _taken(lists: RankingLists) -> npt.NDArray[np.bool_]:
 
 
 def _calibration_error(model: CompressedModel, fused: Floats, decide: RankingLists) -> float | None:
+    """Return by how much stated probabilities are off, each list by the calibration of its question."""
     if model.calibration is None:
         return None
+    stated = model.calibration.apply(fused)
+    if model.calibration_new is not None:
+        stated[decide.new] = model.calibration_new.apply(fused[decide.new])
     real = decide.rows >= 0
-    return expected_calibration_error(model.calibration.apply(fused[real]), _taken(decide)[real])
+    return expected_calibration_error(stated[real], _taken(decide)[real])
 
 
 def _facts(log: EventLog, split: TrainingSplit, settings: TrainingSettings, run: _Run) -> dict[str, Any]:

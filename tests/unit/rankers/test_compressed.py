@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,6 +64,24 @@ def test_what_is_saved_scores_the_same_after_loading(
     loaded = CompressedRanker.load(folder, catalog, embeddings, statistics, device="cpu")
     candidates = make_candidates(range(20))
     assert np.array_equal(loaded.score(make_query(), candidates), ranker.score(make_query(), candidates))
+
+
+def test_what_is_new_to_the_user_has_a_calibration_of_its_own(
+    model, tmp_path, catalog, embeddings, statistics, make_query, make_candidates
+):
+    of_new, folder = PlattScaling(0.25, -5.0), tmp_path / "ranker"
+    folder.mkdir()
+    replace(model, calibration_new=of_new).save(folder)
+    both = CompressedRanker.load(folder, catalog, embeddings, statistics, device="cpu")
+    one = CompressedRanker(model, catalog, embeddings, statistics, device="cpu")
+    logits = CompressedRanker(replace(model, calibration=None), catalog, embeddings, statistics, device="cpu")
+    candidates = make_candidates(range(30))
+    anything, new = (replace(make_query(), exclude_seen=leave_out) for leave_out in (False, True))
+    assert np.array_equal(both.score(anything, candidates), one.score(anything, candidates))
+    assert np.array_equal(both.score(new, candidates), of_new.apply(logits.score(new, candidates)))
+    # Without any calibration of all, nothing is said to be a probability.
+    half = replace(model, calibration=None, calibration_new=of_new)
+    assert half.calibration_of(new) is None
 
 
 def test_calibrated_scores_are_probabilities_in_the_order_of_the_logits(

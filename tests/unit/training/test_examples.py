@@ -7,7 +7,7 @@ from models.index import FlatIndex
 from models.rankers.fusion import FusionFeatures
 from models.retrieval.engine import RetrievalEngine
 from models.retrieval.settings import RetrievalSettings
-from pipelines.training.examples import build_lists
+from pipelines.training.examples import ANY, NEW, build_lists
 from pipelines.training.lists import Sources, ranking_lists
 from pipelines.training.settings import TrainingSettings
 from pipelines.training.split import Part, split_events
@@ -104,6 +104,7 @@ def test_where_items_come_again_what_is_new_to_the_user_is_asked_for_too(make_ca
     assert 0 < len(new) < len(asked) and len(lists) == len(asked) + len(new)
     again, of_new = lists.take(np.arange(len(asked))), lists.take(np.arange(len(asked), len(lists)))
     assert of_new.user.tolist() == [example.user for example in new]
+    assert not again.new.any() and of_new.new.all() and set(lists.questions()) == {NEW, ANY}
 
     def past(example):
         return set(catalog.rows(example.history.item_ids[: example.position].tolist()))

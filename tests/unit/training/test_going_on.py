@@ -249,3 +249,22 @@ def test_going_on_from_a_ranker_that_cannot_be_read_says_so(make_catalog, make_t
             embeddings,
             incumbent=Incumbent(tmp_path / "served", since_ms=1),
         )
+
+
+def test_a_gain_in_one_question_does_not_excuse_a_loss_in_the_other():
+    lists = empty_lists(80, 5)
+    lists.rows[:], lists.target[:], lists.user[:], lists.new[::2] = np.arange(5), 2, np.arange(80), True
+    lists.merged[:] = [5, 4, 6, 2, 1]
+    lists.merged[::2] = [5, 4, 3, 2, 1]
+    ours = lists.merged.copy()
+    ours[::2, 2] = 9  # what is new is now first, where it was third
+    won = verdict(ours, lists, rounds=200, seed=0)
+    assert won["switch_on"] and won["fused_vs_retrieval_any"]["mean"] == 0 < won["fused_vs_retrieval_new"]["lower"]
+    ours[1::2, 0] = 9  # whatever is taken next is now second, where it was first
+    lost = verdict(ours, lists, rounds=200, seed=0)
+    assert lost["fused_vs_retrieval"]["mean"] > 0 > lost["fused_vs_retrieval_any"]["upper"]
+    assert not lost["switch_on"] and "that ask for whatever is taken next" in lost["reason"]
+    # Of a loss that chance may be, the mean over both questions decides.
+    ours[1::2] = lists.merged[1::2]
+    ours[1:20:18, 0] = 9
+    assert verdict(ours, lists, rounds=200, seed=0)["switch_on"]

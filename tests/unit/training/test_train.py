@@ -152,3 +152,20 @@ def test_a_feature_that_says_nothing_in_training_says_nothing_of_a_request_of_an
     assert (model.parameters["head.in"][:, owned] == 0).all()
     assert (model.parameters["head.linear"][owned] == 0).all()
     assert (model.parameters["head.in"][:, FEATURE_NAMES.index("merged_z")] != 0).any()
+
+
+def test_where_two_questions_are_asked_each_is_calibrated_and_stated(make_catalog, make_log, folder):
+    catalog, embeddings = make_catalog(60)
+    # Every other time an item of five that the user takes again, else one that is new to the user.
+    rows = [
+        (f"u{u}", f"i{(u + n) % 5 if n % 2 else 5 + (7 * u + n) % 55}", 24 * u + n)
+        for u in range(80)
+        for n in range(20)
+    ]
+    settings = QUICK.model_copy(update={"exclude_seen": False, "train_positions": 6, "validation_positions": 4})
+    metrics = train_ranker(make_log(rows), catalog, embeddings, folder, settings=settings)
+    assert {"fused_vs_retrieval_new", "fused_vs_retrieval_any"} <= set(metrics)
+    model = CompressedModel.read(folder)
+    assert model.calibration is not None and model.calibration_new is not None
+    assert model.calibration != model.calibration_new
+    assert metrics["calibration_error"] < 0.05

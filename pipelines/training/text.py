@@ -44,8 +44,7 @@ from pipelines.training.split import Example, Part, TrainingSplit, split_after, 
 from pipelines.training.text_cases import TextCase, iter_cases, lists_of, with_found
 from pipelines.training.text_fit import fit_text
 from pipelines.training.text_fuse import fit_fusion, spread
-from pipelines.training.text_pairs import PairReader
-from pipelines.training.text_start import load_start, teacher_of
+from pipelines.training.text_start import load_start, reader_for, teacher_of
 from pipelines.training.text_workers import Work, fit_on_workers
 from pipelines.training.train import METRICS_FILE
 from pipelines.training.verdict import verdict
@@ -253,7 +252,7 @@ def _fit(
         model, tokenizer = load_start(origin.start, settings, seed=seed)
         losses = fit_text(
             model,
-            PairReader(tokenizer, world.catalog, max_tokens=settings.max_tokens),
+            reader_for(model, tokenizer, world.catalog, settings),
             train,
             len(world.catalog),
             settings,

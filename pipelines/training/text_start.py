@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from models.catalog import ItemCatalog
 from models.rankers.compressed import CONFIG_FILE, RankerError
-from models.rankers.text import TextRanker
+from models.rankers.text import TextLimits, TextRanker
 from pipelines.training.settings import TextTrainingSettings
 from pipelines.training.text_cases import TextCase, given
 from pipelines.training.text_fit import prepare
+from pipelines.training.text_pairs import PairReader
 
 Floats = npt.NDArray[np.float32]
 
@@ -50,6 +51,12 @@ def load_start(folder: Path, settings: TextTrainingSettings, *, seed: int) -> tu
     except (OSError, ValueError, RuntimeError, AttributeError, SafetensorError) as error:
         raise RankerError(f"{folder.name}: not a model that a text ranker can start from: {error}") from error
     return model.to(device), tokenizer
+
+
+def reader_for(model: Any, tokenizer: Any, catalog: ItemCatalog, settings: TextTrainingSettings) -> PairReader:
+    """Return what tokenises pairs for `model`: as long as the settings say, and no longer than it reads in serving."""
+    limits = TextLimits(max_tokens=settings.max_tokens).within(model.config)
+    return PairReader(tokenizer, catalog, max_tokens=limits.max_tokens)
 
 
 def teacher_of(folder: Path, catalog: ItemCatalog) -> Callable[[TextCase, npt.NDArray[np.int32]], Floats]:

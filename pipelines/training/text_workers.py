@@ -143,13 +143,12 @@ def _lost_the_others(error: Exception) -> bool:
 def _train(config: dict[str, Any]) -> None:
     """Run in every worker."""
     from pipelines.training.text_fit import fit_text
-    from pipelines.training.text_pairs import PairReader
-    from pipelines.training.text_start import load_start, teacher_of
+    from pipelines.training.text_start import load_start, reader_for, teacher_of
 
     work: Work = config["work"]
     cases, catalog = pickle.loads(config["cases"].read_bytes())
     model, tokenizer = load_start(work.start, work.settings, seed=work.seed)
-    reader = PairReader(tokenizer, catalog, max_tokens=work.settings.max_tokens)
+    reader = reader_for(model, tokenizer, catalog, work.settings)
     group = Processes()
     fit_text(
         model,

@@ -32,7 +32,7 @@ from pipelines.training.text import Origin, Sources, _cases, _split, _world, tra
 from pipelines.training.text_cases import TextCase, negatives, with_found
 from pipelines.training.text_fuse import fit_fusion
 from pipelines.training.text_pairs import PairReader
-from pipelines.training.text_start import load_start
+from pipelines.training.text_start import load_start, reader_for
 
 WORDS = ["film", "liked", ":", ";", ".", "red", "blue", *(f"g{n}" for n in range(5)), *(f"n{n}" for n in range(100))]
 QUICK = TextTrainingSettings(
@@ -229,6 +229,23 @@ def test_no_text_is_too_strange_to_train_on(tmp_path, catalog, embeddings, make_
     ranker = load_ranker(tmp_path / "r", strange, embeddings, fit_statistics(log, strange), device="cpu")
     for query in (RetrievalQuery(n=5, now_ms=10**13), RetrievalQuery(n=5, now_ms=10**13, seed_items=("i2", "nobody"))):
         assert np.isfinite(ranker.score(query, given(np.arange(100, dtype=np.int32)))).all()
+
+
+def test_pairs_are_no_longer_than_the_model_reads_whatever_the_settings_say(tmp_path, save_start):
+    wish = QUICK.model_copy(update={"max_tokens": 8192})
+    model, tokenizer = load_start(save_start(tmp_path / "start"), wish, seed=0)
+    long = ItemCatalog.of([Item("i0", "film " * 180, "blue " * 9_000)])
+    reader = reader_for(model, tokenizer, long, wish)
+    query, rows = RetrievalQuery(n=1, now_ms=0, seed_items=("i0",)), np.zeros(1, np.int32)
+    pairs = reader.read(query, rows)
+    assert 100 < len(pairs[0][0]) < model.config.max_position_embeddings
+    inputs = {n: torch.from_numpy(a) for n, a in reader.padded(pairs).items()}
+    with torch.inference_mode():
+        wanted = model.eval()(**inputs).logits[:, 0].numpy()
+    model.save_pretrained(tmp_path / "served")
+    tokenizer.save_pretrained(tmp_path / "served")
+    ranker = TextRanker.load(tmp_path / "served", long, max_tokens=wish.max_tokens, device="cpu")
+    np.testing.assert_allclose(ranker.score(query, given(rows)), wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("users", [0, 1])

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from models.candidates import Candidates
 from models.rankers.calibration import PlattScaling
 from models.rankers.compressed import CompressedModel, CompressedRanker, RankerError
 from models.rankers.fusion import FEATURE_NAMES
+from models.rankers.id_vectors import WholeIds
 from models.rankers.inputs import label_slots, label_vocabulary
 from models.rankers.network import NetworkShape, initialise
 
@@ -18,10 +20,12 @@ def model(catalog):
     shape = NetworkShape(text_dim=16, labels=len(labels), numbers=3, features=len(FEATURE_NAMES), ids=3)
     parameters = initialise(shape, seed=3)
     generator = torch.Generator().manual_seed(4)
-    for name in ("out.weight", "head.linear", "head.out", "item.id"):  # as if it had been trained
+    for name in ("out.weight", "head.linear", "head.out"):  # as if it had been trained
         parameters[name] = torch.randn(parameters[name].shape, generator=generator)
-    parameters["item.id"][0] = 0.0
-    return CompressedModel(shape, parameters, labels, ["year"], np.sort(catalog.hashes[:3]), PlattScaling(0.5, -3.0))
+    table = torch.randn(4, shape.dim, generator=generator).numpy()
+    table[0] = 0.0
+    known, scaling = np.sort(catalog.hashes[:3]), PlattScaling(0.5, -3.0)
+    return CompressedModel(shape, parameters, labels, ["year"], known, scaling, ids=WholeIds(table))
 
 
 @pytest.fixture
@@ -30,7 +34,7 @@ def ranker(model, catalog, embeddings, statistics):
 
 
 def test_an_untrained_network_adds_nothing_to_the_head(model, catalog, embeddings, statistics, make_query):
-    fresh = CompressedModel(model.shape, initialise(model.shape, seed=1), model.labels, model.numbers, model.known_ids)
+    fresh = replace(model, parameters=initialise(model.shape, seed=1), calibration=None)
     ranker = CompressedRanker(fresh, catalog, embeddings, statistics, device="cpu")
     assert np.array_equal(ranker.attention(make_query(), np.arange(5, dtype=np.int32)), np.zeros(5))
     assert ranker.score_kind == "rank_only"
@@ -69,7 +73,7 @@ def test_calibrated_scores_are_probabilities_in_the_order_of_the_logits(
     ranker, model, catalog, embeddings, statistics, make_query, make_candidates
 ):
     plain = CompressedRanker(
-        CompressedModel(model.shape, model.parameters, model.labels, model.numbers, model.known_ids),
+        replace(model, calibration=None),
         catalog,
         embeddings,
         statistics,

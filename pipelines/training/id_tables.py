@@ -77,9 +77,10 @@ class ShardActors:
             asked = [getattr(self._all[number], what).remote(*given) for number, given in calls.items()]
             return list(ray.get(asked))
         except RayError as error:
-            cause = " ".join(str(getattr(error, "cause", None) or error).split())
+            cause = getattr(error, "cause", None)
+            said = type(error).__name__ if cause is None else f"{type(cause).__name__}: {cause}"
             raise TrainingError(
-                f"a shard of the id vectors was lost ({cause}): run it again, it goes on after the last epoch"
+                f"a shard of id vectors failed ({said}): run it again, it goes on where it was"
             ) from error
 
     def close(self) -> None:

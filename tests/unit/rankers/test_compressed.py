@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from models.candidates import Candidates
 from models.rankers.calibration import PlattScaling
@@ -67,6 +68,24 @@ def test_what_is_saved_scores_the_same_after_loading(
     loaded = CompressedRanker.load(folder, catalog, embeddings, statistics, device="cpu")
     candidates = make_candidates(range(20))
     assert np.array_equal(loaded.score(make_query(), candidates), ranker.score(make_query(), candidates))
+
+
+def test_an_artifact_with_its_id_vectors_in_one_tensor_is_read_as_before(
+    ranker, model, tmp_path, catalog, embeddings, statistics, make_query, make_candidates
+):
+    model.save(tmp_path)
+    weights, config = tmp_path / "ranker.safetensors", tmp_path / "ranker.json"
+    table = torch.from_numpy(model.ids.rows(np.arange(4)))
+    save_file({**load_file(weights), "item.id": table}, weights)
+    body = json.loads(config.read_text())
+    (tmp_path / body.pop("ids")[0]["file"]).unlink()
+    config.write_text(json.dumps(body))
+    loaded = CompressedRanker.load(tmp_path, catalog, embeddings, statistics, device="cpu")
+    candidates = make_candidates(range(20))
+    assert np.array_equal(loaded.score(make_query(), candidates), ranker.score(make_query(), candidates))
+    save_file({**load_file(weights), "item.id": table[:3].clone()}, weights)
+    with pytest.raises(RankerError, match=r"tensor item\.id is missing or has another shape"):
+        CompressedModel.read(tmp_path)
 
 
 def test_calibrated_scores_are_probabilities_in_the_order_of_the_logits(

@@ -56,12 +56,12 @@ class IdShard:
 
     def keep(self) -> None:
         """Remember the rows as they are; only those changed since the last time are copied."""
-        self._kept[self._changed] = self._rows[self._changed]
+        np.copyto(self._kept, self._rows, where=self._changed[:, None])  # by a mask: no third copy, not for a moment
         self._changed[:] = False
 
     def restore(self) -> None:
         """Make the rows what they were at `keep`; what was learned of step sizes stays."""
-        self._rows[self._changed] = self._kept[self._changed]
+        np.copyto(self._rows, self._kept, where=self._changed[:, None])
         self._changed[:] = False
 
     def write(self, folder: Path, name: str) -> None:

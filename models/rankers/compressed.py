@@ -92,8 +92,8 @@ class CompressedModel:
         known = tensors.pop(IDS_TENSOR).numpy().view(np.uint64)
         try:
             ids = _vectors(folder, body, tensors, shape)
-        except ValueError as error:
-            raise RankerError(f"{folder.name}: {error}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise RankerError(f"{folder.name}: id vectors cannot be read: {error}") from error
         for name, fresh in initialise(shape, seed=0).items():
             if name not in tensors or tensors[name].shape != fresh.shape:
                 raise RankerError(f"{WEIGHTS_FILE}: tensor {name} is missing or has another shape than {CONFIG_FILE}")

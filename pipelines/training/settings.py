@@ -63,7 +63,7 @@ class TrainingSettings(BaseModel):
     id_vectors: bool = False
     """Whether items also get a learned vector each; helps only with many events per item."""
     id_shards: int = Field(1, ge=1, le=1024)
-    """Above 1 the learned vectors, 516 bytes an item while they are learned, lie in so many Ray actors, over the nodes
+    """Above 1 the learned vectors, 517 bytes an item while they are learned, lie in so many Ray actors, over the nodes
     where there are several; what is learned is the same. Nodes must share the state folder, for checkpoints."""
     min_examples: int = Field(50, ge=1)
     """Fewer training or validation lists than this: no ranker is trained, and the metrics say why."""

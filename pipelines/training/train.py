@@ -255,8 +255,18 @@ def _fitted(
     set_scaling(p, train)
     of_head = fit_head(p, train, judge, seed=run.seed, epochs=head_epochs, checkpoint=kept)
     head, inputs = _head(p), items.inputs(model)
-    named: dict[str, Any] = {"seed": run.seed, "progress": run.progress, "checkpoint": kept, "table": run.table}
-    of_all = fit_attention(p, model.shape, inputs, train, judge, settings, **named)
+    of_all = fit_attention(
+        p,
+        model.shape,
+        inputs,
+        train,
+        judge,
+        settings,
+        seed=run.seed,
+        progress=run.progress,
+        checkpoint=kept,
+        table=run.table,
+    )
     return of_head, of_all, model, head
 
 

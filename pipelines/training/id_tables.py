@@ -149,7 +149,7 @@ class IdTable:
     def _files(self, checkpoint: Checkpoint, name: str) -> dict[int, tuple[Any, ...]]:
         # An actor has another current folder, and another number of shards finds nothing.
         folder, count = checkpoint.folder.resolve(), len(self.bounds) - 1
-        return {number: (folder, f"{name} {number} of {count}") for number in range(count)}
+        return {number: (folder, f"{name}{number} of {count}") for number in range(count)}
 
     def _cut(self, slots: Ints) -> dict[int, slice]:
         """Return which part of `slots` belongs to which shard, of shards that have any."""

@@ -22,6 +22,7 @@ from cluster.errors import OperatorError
 from cluster.evaluate_driver import FUSED, MERGED, SUMMARISED, Driver, Splits, Tell
 from cluster.interests import summaries_before_test, summary_vectors
 from cluster.prepare import embedder_here, import_dataset
+from cluster.ray_job import training_ray
 from cluster.workspace import Workspace
 from models.bundle import EMBEDDINGS_FILE
 from models.catalog import ItemCatalog
@@ -92,7 +93,11 @@ def evaluate_dataset(
         splits = {question: partial(_same, split) for question, split in _baskets(dataset.events, validation).items()}
     else:
         splits = {NEXT_ITEM: lru_cache(partial(_leave_last, dataset.events, validation, words))}
-    with Pace(say) as pace, closing(Driver(settings, catalog, embeddings, layout, tell, pace)) as driver:
+    with (
+        training_ray(settings, say=tell),
+        Pace(say) as pace,
+        closing(Driver(settings, catalog, embeddings, layout, tell, pace)) as driver,
+    ):
         yardsticks = shop_baselines(catalog) if repeats else baselines(catalog)
         methods = {**yardsticks, **driver.methods(ablate=ablate, summarised=bool(words))}
         if repeats:

@@ -21,6 +21,7 @@ from cluster.errors import OperatorError
 from cluster.evaluate import dataset_named, embedded
 from cluster.evaluate_driver import Driver, Tell
 from cluster.prepare import text_ranker_of
+from cluster.ray_job import training_ray
 from cluster.workspace import Workspace
 from models.events import EventLog
 from pipelines.evaluation.evaluate import Report
@@ -53,7 +54,11 @@ def evaluate_cascade(
     assert found is not None  # settings with a cascade name its model, or they would not have been loaded
     folder = found[1]()
     whole = last_of(validation_log(dataset.events) if validation else dataset.events, users)
-    with Pace(say) as pace, closing(Driver(settings, catalog, embeddings, layout, tell, pace)) as driver:
+    with (
+        training_ray(settings, say=tell),
+        Pace(say) as pace,
+        closing(Driver(settings, catalog, embeddings, layout, tell, pace)) as driver,
+    ):
         methods = driver.cascade(folder)
         asked = {WHOLE: whole, BRIEF: Split(whole.train, [_brief(case) for case in whole.cases])}
         return {

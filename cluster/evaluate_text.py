@@ -149,7 +149,7 @@ class _Trainer:
         of = self.settings.pipelines
         inputs = {
             "text": text.deciding(),
-            "training": of.training.model_dump(),
+            "training": of.training.deciding(),
             "retrieval": self.settings.models.retrieval.model_dump(),
             "behaviour": of.behaviour.model_dump(),
             "half_life_days": of.popularity_half_life_days,

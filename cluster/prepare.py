@@ -13,6 +13,7 @@ from cluster.config import Settings
 from cluster.console import bars, say
 from cluster.errors import OperatorError
 from cluster.publish import canary, folded, publish
+from cluster.ray_job import training_ray
 from cluster.stack import online
 from cluster.workspace import Workspace
 from models.hub import resolve, resolve_generator
@@ -65,7 +66,7 @@ def build(settings: Settings, *, dataset: str | None = None) -> BuildReport:
     """Build a release of a data set, keep it as the latest, and publish it where a cluster runs."""
     workspace = Workspace(settings)
     data = workspace.dataset(dataset)
-    with bars() as progress:
+    with bars() as progress, training_ray(settings, say=say):
         report = build_release(settings, data, embedder=embedder_here(settings), progress=progress)
     keep_release(settings, report.release)
     return report

@@ -1,7 +1,7 @@
 """Ray for offline work: one that is there, or one of our own for a while.
 
 There may be the one that `RAY_ADDRESS` names (in a job of a Ray cluster), or the cluster of this state folder. Called
-by commands that run Ray Data. Nothing listens for HTTP in a Ray of our own.
+by commands that run Ray Data or train in several processes. Nothing listens for HTTP in a Ray of our own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 from cluster.config import Settings
 from cluster.ledger import Ledger, StateLocked
@@ -49,6 +49,12 @@ def job_ray(settings: Settings, *, say: Say = lambda _: None) -> Iterator[None]:
             stack.callback(runtime.shutdown)
             runtime.start(http=False)
         yield
+
+
+def training_ray(settings: Settings, *, say: Say = lambda _: None) -> AbstractContextManager[None]:
+    """Return `job_ray` where a compressed ranker is trained whose id vectors lie in several actors, else nothing."""
+    of = settings.pipelines
+    return job_ray(settings, say=say) if of.train_ranker and of.training.id_shards > 1 else nullcontext()
 
 
 @contextmanager

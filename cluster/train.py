@@ -90,7 +90,7 @@ def train(settings: Settings, wish: Wish) -> dict[str, Any]:
     checkpoints = _Checkpoints(workspace)
     asked = settings.pipelines.model_copy(update={"train_ranker": True})
     settings = settings.model_copy(update={"pipelines": asked})
-    several = wish.kind == "text" and settings.pipelines.text.workers > 1
+    several = (settings.pipelines.text.workers if wish.kind == "text" else settings.pipelines.training.id_shards) > 1
     with _told() as progress, job_ray(settings, say=say) if several else nullcontext():
         maker: RankerMaker = _maker(settings, wish, progress, live, served, since, checkpoints)
         embedder = embedder_here(settings)

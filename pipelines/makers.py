@@ -74,7 +74,7 @@ class CompressedTraining:
     def inputs(self, catalog: ItemCatalog) -> dict[str, Any]:
         """See `RankerMaker.inputs`."""
         # A ranker reads its features by name: another set of names is another ranker.
-        made_by = {"training": self.settings.training.model_dump(), "features": list(FEATURE_NAMES)}
+        made_by = {"training": self.settings.training.deciding(), "features": list(FEATURE_NAMES)}
         going_on = {} if self.since_ms is None else {"since_ms": self.since_ms, "from": self._ref}
         return {**sources(self.settings, self.retrieval), **made_by, **live_inputs(self.live, catalog), **going_on}
 

@@ -55,7 +55,7 @@ class TextTraining:
         return {
             **sources(self.settings, self.retrieval),
             "text": self._text.deciding(),
-            "training": self.settings.training.model_dump(),
+            "training": self.settings.training.deciding(),
             "features": list(FEATURE_NAMES),
             "start": self._ref if self._from_served else self.uri,
             "student": self.student,

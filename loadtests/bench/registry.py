@@ -42,6 +42,11 @@ BENCHES = _table(
         "features", "loadtests.bench.features:bench", "one user's features beside a plain redis-py pipeline of the same"
     ),
     Bench("freshness", "loadtests.bench.freshness:bench", "how soon an event or a new item shows in the next answer"),
+    Bench(
+        "ids",
+        "loadtests.bench.ids:bench",
+        "learned id vectors: memory and time of a step, in one process and in shards",
+    ),
     Bench("ranker", "loadtests.bench.ranker:bench", "the rankers in process, and the text ranker beside its library"),
     Bench(
         "retrieval", "loadtests.bench.retrieval:bench", "the vector index beside bare FAISS, 10,000 to a million items"

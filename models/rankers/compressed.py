@@ -21,9 +21,10 @@ from models.media.layout import Layout
 from models.rankers.calibration import PlattScaling
 from models.rankers.fusion import FEATURE_NAMES, FusionFeatures
 from models.rankers.history import History, recent_history
+from models.rankers.id_vectors import BLOCK, IdVectors, StoredIds, WholeIds, write_ids
 from models.rankers.inference import ServingNetwork
 from models.rankers.inputs import history_columns, id_slots, label_slots, number_inputs
-from models.rankers.network import NetworkShape, Parameters, initialise, item_tokens
+from models.rankers.network import NetworkShape, Parameters, initialise, item_tokens, with_ids
 from models.rankers.statistics import ItemStatistics
 from models.retrieval.query import RetrievalQuery
 
@@ -40,7 +41,10 @@ class RankerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CompressedModel:
-    """Everything a trained compressed ranker consists of; `save` and `read` are inverses."""
+    """Everything a trained compressed ranker consists of; `save` and `read` are inverses.
+
+    `ids` holds the learned vectors of the items `known_ids`, wherever they lie; None where none are learned.
+    """
 
     shape: NetworkShape
     parameters: Parameters
@@ -49,6 +53,7 @@ class CompressedModel:
     known_ids: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     calibration: PlattScaling | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    ids: IdVectors | None = None
     calibration_new: PlattScaling | None = None
     """Of lists that leave out what the user has, where it learned from both kinds: what is new is taken less often."""
 
@@ -59,14 +64,14 @@ class CompressedModel:
         return self.calibration_new
 
     def save(self, folder: Path) -> None:
-        """Write `ranker.json` and `ranker.safetensors` into `folder`."""
+        """Write `ranker.json`, `ranker.safetensors` and one file per shard of learned vectors into `folder`."""
         import torch
         from safetensors.torch import save_file
 
         tensors = {n: t.detach().cpu().contiguous() for n, t in self.parameters.items()}
         tensors[IDS_TENSOR] = torch.from_numpy(self.known_ids.view(np.int64).copy())
         save_file(tensors, str(folder / WEIGHTS_FILE))
-        body = {
+        body: dict[str, Any] = {
             "backend": "compressed",
             "shape": self.shape.to_dict(),
             "features": list(FEATURE_NAMES),
@@ -76,6 +81,8 @@ class CompressedModel:
             "calibration_new": asdict(self.calibration_new) if self.calibration_new else None,
             "notes": dict(self.notes),
         }
+        if self.ids is not None:
+            body["ids"] = write_ids(self.ids, self.shape.dim, folder)
         (folder / CONFIG_FILE).write_text(json.dumps(body, sort_keys=True, indent=1))
 
     @classmethod
@@ -92,13 +99,30 @@ class CompressedModel:
         if tuple(body["features"]) != FEATURE_NAMES:
             raise RankerError(f"{CONFIG_FILE}: trained on other features than this version builds; train again")
         known = tensors.pop(IDS_TENSOR).numpy().view(np.uint64)
+        try:
+            ids = _vectors(folder, body, tensors, shape)
+        except (ValueError, KeyError, TypeError) as error:
+            raise RankerError(f"{folder.name}: id vectors cannot be read: {error}") from error
         for name, fresh in initialise(shape, seed=0).items():
             if name not in tensors or tensors[name].shape != fresh.shape:
                 raise RankerError(f"{WEIGHTS_FILE}: tensor {name} is missing or has another shape than {CONFIG_FILE}")
         calibration, of_new = (
             PlattScaling(**found) if (found := body.get(name)) else None for name in ("calibration", "calibration_new")
         )
-        return cls(shape, tensors, body["labels"], body["numbers"], known, calibration, body["notes"], of_new)
+        return cls(shape, tensors, body["labels"], body["numbers"], known, calibration, body["notes"], ids, of_new)
+
+
+def _vectors(folder: Path, body: Mapping[str, Any], tensors: Parameters, shape: NetworkShape) -> IdVectors | None:
+    """Return the learned vectors, mapped; an older artifact has them in one tensor, which leaves `tensors`."""
+    if "ids" in body:
+        return StoredIds(folder, body["ids"], shape.ids, shape.dim)
+    if not shape.ids:
+        return None
+    table = tensors.get("item.id")
+    if table is None or table.shape != (shape.ids + 1, shape.dim):
+        raise ValueError(f"{WEIGHTS_FILE}: tensor item.id is missing or has another shape than {CONFIG_FILE}")
+    tensors["item.id"] = table[:1].clone()
+    return WholeIds(table.numpy())
 
 
 class CompressedRanker:
@@ -166,14 +190,21 @@ class CompressedRanker:
     def _logits(self, history: History, rows: npt.NDArray[np.int32], features: Floats | None) -> Floats:
         return self._network.logits(history_columns(history, len(history)), rows, features)
 
-    def _all_tokens(self, embeddings: Floats, statistics: ItemStatistics, *, block: int = 65_536) -> Any:
+    def _all_tokens(self, embeddings: Floats, statistics: ItemStatistics, *, block: int = BLOCK) -> Any:
+        """Return float32[1 + items, dim]; of all that tokens are made of only a block is on the device at a time."""
         import torch
+
+        def tensor(column: npt.NDArray[Any]) -> Any:
+            return torch.from_numpy(np.array(column)).to(self._device)
 
         labels = label_slots(self._catalog, self._model.labels)
         numbers = number_inputs(self._catalog, statistics, self._model.numbers)
         ids = id_slots(self._catalog, self._model.known_ids)
-        tokens = [torch.zeros(1, self._model.shape.dim, device=self._device)]
+        tokens = torch.zeros(1 + len(embeddings), self._model.shape.dim, device=self._device)
         for at in range(0, len(embeddings), block):
-            block_of = (np.array(c[at : at + block]) for c in (embeddings, labels, numbers, ids))
-            tokens.append(item_tokens(self._parameters, *(torch.from_numpy(a).to(self._device) for a in block_of)))
-        return torch.cat(tokens)
+            text, label, number = (tensor(column[at : at + block]) for column in (embeddings, labels, numbers))
+            slots, position = np.unique(ids[at : at + block], return_inverse=True)
+            rows = None if self._model.ids is None else tensor(self._model.ids.rows(slots))
+            made = item_tokens(with_ids(self._parameters, rows), text, label, number, tensor(position))
+            tokens[at + 1 : at + 1 + len(made)] = made
+        return tokens

@@ -61,10 +61,15 @@ def number_inputs(catalog: ItemCatalog, statistics: ItemStatistics, names: Seque
 
 def id_slots(catalog: ItemCatalog, known: npt.NDArray[np.uint64]) -> Ints:
     """Return int64[items]: 1 + position in `known` (sorted item-id hashes) or 0 for an item without a vector."""
+    return slots_of(catalog.hashes, known)
+
+
+def slots_of(hashes: npt.NDArray[np.uint64], known: npt.NDArray[np.uint64]) -> Ints:
+    """Return int64[hashes]: see `id_slots`."""
     if len(known) == 0:
-        return np.zeros(len(catalog), np.int64)
-    at = np.minimum(np.searchsorted(known, catalog.hashes), len(known) - 1)
-    return np.where(known[at] == catalog.hashes, at + 1, 0).astype(np.int64)
+        return np.zeros(len(hashes), np.int64)
+    at = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+    return np.where(known[at] == hashes, at + 1, 0).astype(np.int64)
 
 
 def history_columns(history: History, length: int) -> Ints:

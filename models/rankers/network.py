@@ -82,7 +82,8 @@ def initialise(shape: NetworkShape, *, seed: int) -> Parameters:
         "item.text": normal(d, shape.text_dim, scale=1.0),
         "item.label": normal(shape.labels + 1, d, scale=0.3),
         "item.number": normal(d, shape.numbers, scale=0.3),
-        "item.id": torch.zeros(shape.ids + 1, d),
+        # Of an item without a vector of its own; the others lie in a table outside of the network (`id_vectors`).
+        "item.id": torch.zeros(1, d),
         "history.type": normal(EVENT_TYPES, d, scale=0.02),
         "history.value": normal(VALUE_BUCKETS, d, scale=0.02),
         "history.age": normal(AGE_BUCKETS, d, scale=0.02),
@@ -109,12 +110,17 @@ def initialise(shape: NetworkShape, *, seed: int) -> Parameters:
     return out
 
 
+def with_ids(p: Parameters, rows: Tensor | None) -> Parameters:
+    """Return the parameters with `rows` for the id slots to point into; as they are where there are none."""
+    return p if rows is None else {**p, "item.id": rows}
+
+
 def item_tokens(p: Parameters, text: Tensor, label_slots: Tensor, numbers: Tensor, id_slots: Tensor) -> Tensor:
     """Return one token per item, float32[items, dim]: projected text and numbers + mean label vector + id vector.
 
     `text` float32[items, text_dim] unit vectors; `label_slots` int64[items, slots] into the label table, 0 for
-    none; `numbers` float32[items, numbers], standardised; `id_slots` int64[items], 0 for an item without a learned
-    vector.
+    none; `numbers` float32[items, numbers], standardised; `id_slots` int64[items] into `p["item.id"]`. Whoever has
+    learned vectors puts the rows that these items need in its place (see `with_ids`).
     """
     import torch.nn.functional as F
 

@@ -8,6 +8,7 @@ Knows nothing of models. Called by the trainings.
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import shutil
@@ -65,6 +66,11 @@ class Checkpoint:
         except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
             self._unreadable(path, error)
             return None
+
+    def forget_arrays(self, prefix: str) -> None:
+        """Remove all arrays whose name begins with `prefix`."""
+        for path in self.folder.glob(f"{glob.escape(prefix)}*.npz"):
+            path.unlink(missing_ok=True)
 
     def keep_state(self, name: str, state: Mapping[str, Any]) -> None:
         """Keep tensors, numbers, texts and containers of them. Effect: durable and whole when this returns."""

@@ -2,6 +2,8 @@
 
 What is kept after each epoch is all that decides the next one: weights, the optimiser's moments, the schedule, both
 random states and the best weights so far. So an interrupted training ends with the same bytes as one in a single run.
+What lies beside the weights, in other processes maybe, keeps itself first, under the number of the epoch: the rest then
+names what belongs to it.
 Knows nothing of models. Called by `fit`.
 """
 
@@ -37,6 +39,43 @@ class Stateful(Protocol):
         ...
 
 
+class Beside(Protocol):
+    """What is trained beside the tensors and too large to be copied through here (see `id_tables.IdTable`)."""
+
+    def keep(self) -> None:
+        """Remember the present state."""
+        ...
+
+    def restore(self) -> None:
+        """Go back to what was remembered."""
+        ...
+
+    def write(self, checkpoint: Checkpoint, name: str) -> None:
+        """Keep both states on disk as arrays whose names begin with `name`."""
+        ...
+
+    def resume(self, checkpoint: Checkpoint, name: str) -> bool:
+        """Take over what `write` kept; False, and nothing changed, where it cannot be read."""
+        ...
+
+
+class Nothing:
+    """A `Beside` where tensors are all there is."""
+
+    def keep(self) -> None:
+        """See `Beside.keep`."""
+
+    def restore(self) -> None:
+        """See `Beside.restore`."""
+
+    def write(self, checkpoint: Checkpoint, name: str) -> None:
+        """See `Beside.write`."""
+
+    def resume(self, checkpoint: Checkpoint, name: str) -> bool:
+        """See `Beside.resume`."""
+        return True
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """Where a phase keeps its state, under which name, and what belongs to it beside the weights."""
@@ -44,6 +83,11 @@ class Kept:
     checkpoint: Checkpoint | None = None
     name: str = "epochs"
     parts: Mapping[str, Stateful] = field(default_factory=dict)
+    beside: Beside = field(default_factory=Nothing)
+
+    def of_epoch(self, number: int) -> str:
+        """Return what the names of arrays begin with that lie beside the weights after an epoch."""
+        return f"{self.name} {number} "
 
 
 @dataclass(slots=True)
@@ -77,6 +121,7 @@ def keep_best(
         at = _resumed(trained, kept, rng)
         if at is None:
             at = _Standing(best=list_loss(judged(), target), state=_copy(trained))
+            kept.beside.keep()
         while at.epoch < epochs and at.waited < patience:
             epoch(rng)
             scores = judged()
@@ -85,11 +130,13 @@ def keep_best(
             at.waited += 1
             if loss < at.best:
                 at.best, at.best_epoch, at.waited, at.state = loss, at.epoch, 0, _copy(trained)
+                kept.beside.keep()
             _keep(trained, kept, rng, at)
             if progress is not None:
                 progress(f"epoch {at.epoch}: loss {loss:.4f}, NDCG@10 {ndcg_at(scores, target):.4f}", at.epoch / epochs)
     for name, tensor in trained.items():
         tensor.copy_(at.state[name])
+    kept.beside.restore()
     return at.best_epoch
 
 
@@ -141,7 +188,9 @@ def _keep(trained: Parameters, kept: Kept, rng: np.random.Generator, at: _Standi
         "torch": torch.get_rng_state(),
         **{f"part {name}": part.state_dict() for name, part in kept.parts.items()},
     }
+    kept.beside.write(kept.checkpoint, kept.of_epoch(at.epoch))
     kept.checkpoint.keep_state(kept.name, state)
+    kept.checkpoint.forget_arrays(kept.of_epoch(at.epoch - 1))
 
 
 def _resumed(trained: Parameters, kept: Kept, rng: np.random.Generator) -> _Standing | None:
@@ -149,7 +198,9 @@ def _resumed(trained: Parameters, kept: Kept, rng: np.random.Generator) -> _Stan
     import torch
 
     state = None if kept.checkpoint is None else kept.checkpoint.state(kept.name)
-    if state is None:
+    if state is None or kept.checkpoint is None:
+        return None
+    if not kept.beside.resume(kept.checkpoint, kept.of_epoch(state["epoch"])):
         return None
     with torch.no_grad():
         for name, tensor in trained.items():

@@ -2,7 +2,8 @@
 
 Listwise softmax (Cao et al. 2007, ListNet with one relevant item): the taken candidate against the others of its
 list. Each phase keeps the epoch with the least loss on later events, so more epochs cannot make the result worse; or,
-once it is known how many epochs pay, runs just so many. Deterministic for a seed and a number of threads. Called by
+once it is known how many epochs pay, runs just so many. Learned vectors of items lie in a table of their own: a step
+pulls the rows of its batch and pushes their gradients. Deterministic for a seed and a number of threads. Called by
 `train_ranker`.
 """
 
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.rankers.fusion import FEATURE_NAMES
+from models.rankers.id_vectors import IdVectors
 from models.rankers.network import (
     HistoryTensors,
     NetworkShape,
@@ -23,10 +25,12 @@ from models.rankers.network import (
     attention_logits,
     head_logits,
     item_tokens,
+    with_ids,
 )
 from pipelines.training.checkpoint import Checkpoint
-from pipelines.training.epochs import Kept, Stateful, keep_best, run_all
+from pipelines.training.epochs import Kept, Nothing, Stateful, keep_best, run_all
 from pipelines.training.examples import Progress, RankingLists
+from pipelines.training.id_tables import IdTable
 from pipelines.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -37,27 +41,48 @@ HEAD = ("head.linear", "head.in", "head.in_bias", "head.out")
 HEAD_EPOCHS = 12
 """Most passes of the head alone; it takes seconds."""
 _FIXED = ("head.mean", "head.scale")
+_ID_RATE = 30.0
+"""Steps of id vectors beside those of the rest: row-wise Adagrad starts at about 0.01 and shrinks them by itself."""
 _SCORE_BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True)
 class ItemInputs:
-    """What item tokens are made of, by catalog row: text vectors (may be mapped), label slots, numbers, id slots."""
+    """What item tokens are made of, by catalog row: text vectors (may be mapped), label slots, numbers, id slots.
+
+    `vectors` is what the id slots point into; None where no item has a vector of its own.
+    """
 
     text: Floats
     labels: npt.NDArray[np.int64]
     numbers: Floats
     ids: npt.NDArray[np.int64]
+    vectors: IdVectors | None = None
 
-    def take(self, tokens: npt.NDArray[np.int64]) -> list[Tensor]:
-        """Return the inputs of `tokens` (catalog row + 1); all zero for 0, the padding."""
+    def take(self, tokens: npt.NDArray[np.int64]) -> TakenItems:
+        """Return the inputs of `tokens` (catalog row + 1); all zero for 0, the padding. Pulls the id vectors, once."""
         import torch
 
         rows, padding = np.maximum(tokens - 1, 0), tokens == 0
         parts = [np.array(column[rows]) for column in (self.text, self.labels, self.numbers, self.ids)]
         for part in parts:
             part[padding] = 0
-        return [torch.from_numpy(part) for part in parts]
+        slots, position = np.unique(parts[3], return_inverse=True)
+        vectors = None if self.vectors is None else torch.from_numpy(self.vectors.rows(slots))
+        return TakenItems([torch.from_numpy(part) for part in (*parts[:3], position)], slots, vectors)
+
+
+@dataclass(frozen=True, slots=True)
+class TakenItems:
+    """The items of a batch: `inputs` of `item_tokens`, whose id slots point into `vectors`, the rows of `slots`."""
+
+    inputs: list[Tensor]
+    slots: npt.NDArray[np.int64]
+    vectors: Tensor | None
+
+    def learned(self) -> list[Tensor]:
+        """Return the id vectors as a list, empty where there are none, with gradients from here on."""
+        return [] if self.vectors is None else [self.vectors.requires_grad_()]
 
 
 def set_scaling(p: Parameters, lists: RankingLists) -> None:
@@ -132,11 +157,16 @@ def fit_attention(
     seed: int,
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
+    table: IdTable | None = None,
 ) -> int:
-    """Train attention and head together in place, up to `settings.epochs`; `judge` and result as in `fit_head`."""
+    """Train attention and head together in place, up to `settings.epochs`; `judge` and result as in `fit_head`.
+
+    `table` is `items.vectors` where they are learned.
+    """
     import torch
 
-    trained = {n: t.requires_grad_() for n, t in p.items() if n not in _FIXED}
+    fixed = _FIXED if table is None else (*_FIXED, "item.id")
+    trained = {n: t.requires_grad_() for n, t in p.items() if n not in fixed}
     head = [t for n, t in trained.items() if n in HEAD]
     rest = [t for n, t in trained.items() if n not in HEAD]
     groups = [
@@ -152,16 +182,22 @@ def fit_attention(
     def epoch(rng: np.random.Generator) -> None:
         for batch in _batches(len(train), settings.batch_lists, rng):
             part = _sample(train.take(batch), settings.sampled_negatives, rng)
-            loss = _listwise(_fused(p, shape, items, part, dropout=settings.dropout), *_tensors(part)[1:])
+            named = _Named.of(part, items)
+            vectors = named.items.learned()
+            loss = _listwise(_fused(p, shape, named, part, dropout=settings.dropout), *_tensors(part)[1:])
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_([*rest, *head], 1.0)
+            torch.nn.utils.clip_grad_norm_([*rest, *head, *vectors], 1.0)
+            if table is not None:
+                rate = _ID_RATE * float(schedule.get_last_lr()[0])
+                table.push(named.items.slots, vectors[0].grad.numpy(), rate)  # type: ignore[union-attr]
             optimiser.step()
             schedule.step()
 
     parts: dict[str, Stateful] = {"optimiser": optimiser, "schedule": schedule}
+    beside = table or Nothing()
     if judge is None:
-        kept = Kept(checkpoint, "attention again", parts)
+        kept = Kept(checkpoint, "attention again", parts, beside)
         run_all(trained, epoch, epochs=settings.epochs, seed=seed, kept=kept, progress=progress)
         return settings.epochs
     return keep_best(
@@ -171,7 +207,7 @@ def fit_attention(
         judge.target,
         epochs=settings.epochs,
         seed=seed,
-        kept=Kept(checkpoint, "attention", parts),
+        kept=Kept(checkpoint, "attention", parts, beside),
         progress=progress,
     )
 
@@ -193,20 +229,34 @@ def score_fused(p: Parameters, shape: NetworkShape, items: ItemInputs, lists: Ra
     with torch.inference_mode():
         for at in range(0, len(lists), _SCORE_BLOCK):
             block = lists.take(np.arange(at, min(at + _SCORE_BLOCK, len(lists))))
-            out[at : at + _SCORE_BLOCK] = _fused(p, shape, items, block, dropout=0.0).numpy()
+            out[at : at + _SCORE_BLOCK] = _fused(p, shape, _Named.of(block, items), block, dropout=0.0).numpy()
     return np.where(lists.rows >= 0, out, -np.inf).astype(np.float32)
 
 
-def _fused(p: Parameters, shape: NetworkShape, items: ItemInputs, lists: RankingLists, *, dropout: float) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """The distinct items that lists name, and which of them stands at each place of history and list."""
+
+    items: TakenItems
+    position: Tensor
+
+    @classmethod
+    def of(cls, lists: RankingLists, items: ItemInputs) -> _Named:
+        """Take one of each: a large catalog costs no more than a small one."""
+        import torch
+
+        named = np.concatenate([lists.history[:, 0], lists.rows.astype(np.int64) + 1], axis=1)
+        distinct, position = np.unique(named, return_inverse=True)
+        return cls(items.take(distinct), torch.from_numpy(position.reshape(named.shape)))
+
+
+def _fused(p: Parameters, shape: NetworkShape, named: _Named, lists: RankingLists, *, dropout: float) -> Tensor:
     import torch
     import torch.nn.functional as F
 
     columns = torch.from_numpy(lists.history)
-    named = np.concatenate([lists.history[:, 0], lists.rows.astype(np.int64) + 1], axis=1)
-    # One token per distinct item of the batch: a large catalog costs no more than a small one.
-    distinct, position = np.unique(named, return_inverse=True)
     # Not by indexing: the gradient of that is summed in whichever order the threads arrive.
-    tokens = F.embedding(torch.from_numpy(position.reshape(named.shape)), item_tokens(p, *items.take(distinct)))
+    tokens = F.embedding(named.position, item_tokens(with_ids(p, named.items.vectors), *named.items.inputs))
     length = columns.shape[2]
     attention = attention_logits(
         p, shape, HistoryTensors(*columns.unbind(1)), tokens[:, :length], tokens[:, length:], dropout=dropout

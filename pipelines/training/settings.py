@@ -62,6 +62,9 @@ class TrainingSettings(BaseModel):
     """AdamW's decay of the attention part."""
     id_vectors: bool = False
     """Whether items also get a learned vector each; helps only with many events per item."""
+    id_shards: int = Field(1, ge=1, le=1024)
+    """Above 1 the learned vectors, 517 bytes an item while they are learned, lie in so many Ray actors, over the nodes
+    where there are several; what is learned is the same. Nodes must share the state folder, for checkpoints."""
     min_examples: int = Field(50, ge=1)
     """Fewer training or validation lists than this: no ranker is trained, and the metrics say why."""
     bootstrap_rounds: int = Field(2000, ge=100)
@@ -74,6 +77,17 @@ class TrainingSettings(BaseModel):
                 f"stretches = {self.stretches} needs split: time; by user, sources know others' later events"
             )
         return self
+
+    @model_validator(mode="after")
+    def _shards_are_of_id_vectors(self) -> Self:
+        if self.id_shards > 1 and not self.id_vectors:
+            raise ValueError(f"id_shards = {self.id_shards} needs id_vectors: true; there is no other table to cut")
+        return self
+
+    def deciding(self) -> dict[str, Any]:
+        """Return what decides what is trained, as plain values: where id vectors lie does not, how they learn does."""
+        learned = {"id_optimiser": "row-wise Adagrad"} if self.id_vectors else {}
+        return {**self.model_dump(exclude={"id_shards"}), **learned}
 
 
 class TextTrainingSettings(BaseModel):

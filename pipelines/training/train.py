@@ -32,6 +32,7 @@ from models.rankers.inputs import (
     label_slots,
     label_vocabulary,
     number_inputs,
+    slots_of,
 )
 from models.rankers.network import NetworkShape, Parameters, initialise
 from models.retrieval.settings import RetrievalSettings
@@ -48,6 +49,7 @@ from pipelines.training.fit import (
     score_head,
     set_scaling,
 )
+from pipelines.training.id_tables import IdTable, opened
 from pipelines.training.lists import Sources, joined, ranking_lists
 from pipelines.training.measures import ndcg_at
 from pipelines.training.settings import TrainingSettings
@@ -85,12 +87,18 @@ class _Items:
     embeddings: Floats
     statistics: Statistics
 
+    @property
+    def known(self) -> npt.NDArray[np.uint64]:
+        """The items that have an id vector, where any have: all, in the order of their slots."""
+        return np.sort(self.catalog.hashes)
+
     def inputs(self, model: CompressedModel) -> ItemInputs:
         return ItemInputs(
             self.embeddings,
             label_slots(self.catalog, model.labels),
             number_inputs(self.catalog, self.statistics, model.numbers),
             id_slots(self.catalog, model.known_ids),
+            model.ids,
         )
 
 
@@ -142,6 +150,8 @@ class _Run:
     incumbent: Incumbent | None
     checkpoint: Checkpoint | None
     progress: Progress | None
+    table: IdTable | None = None
+    """Where id vectors are learned."""
 
     @property
     def since_ms(self) -> int | None:
@@ -181,17 +191,18 @@ def _train(
     going_on = run.since_ms is not None
     # The incumbent's scores first: going on changes its parameters in place.
     theirs = None if served is None else score_fused(served.parameters, served.shape, items.inputs(served), decide)
-    model, head = (
-        _go_on(served, train, judge, items, settings, run)
-        if going_on and served is not None
-        else _fit(train, judge, items, settings, run)
-    )
-    fused = score_fused(model.parameters, model.shape, items.inputs(model), decide)
-    decided = verdict(fused, decide, incumbent=theirs, rounds=settings.bootstrap_rounds, seed=run.seed)
-    metrics = {**facts, **decided, "head_ndcg10": ndcg_at(score_head(head, decide), decide.target)}
-    metrics |= {"calibration_error": _calibration_error(model, fused, decide)}
-    metrics["seconds"] = round(time.monotonic() - started, 1)
-    model.save(folder)
+    start = served if going_on and served is not None else _untrained(items, settings, run)
+    with opened(len(items.known) if start.shape.ids else 0, start.shape.dim, settings.id_shards) as table:
+        run = replace(run, table=table)
+        model, head = (
+            _go_on(start, train, judge, items, settings, run) if going_on else _fit(train, judge, items, settings, run)
+        )
+        fused = score_fused(model.parameters, model.shape, items.inputs(model), decide)
+        decided = verdict(fused, decide, incumbent=theirs, rounds=settings.bootstrap_rounds, seed=run.seed)
+        metrics = {**facts, **decided, "head_ndcg10": ndcg_at(score_head(head, decide), decide.target)}
+        metrics |= {"calibration_error": _calibration_error(model, fused, decide)}
+        metrics["seconds"] = round(time.monotonic() - started, 1)
+        model.save(folder)
     return metrics
 
 
@@ -239,13 +250,22 @@ def _fitted(
     head_epochs: int = HEAD_EPOCHS,
 ) -> tuple[int, int, CompressedModel, Parameters]:
     """Return the epochs that head and attention took, the model without calibration, and its head trained alone."""
-    model = _untrained(items, settings, run.seed)
+    model = _untrained(items, settings, run)
     p, kept = model.parameters, run.checkpoint
     set_scaling(p, train)
     of_head = fit_head(p, train, judge, seed=run.seed, epochs=head_epochs, checkpoint=kept)
     head, inputs = _head(p), items.inputs(model)
     of_all = fit_attention(
-        p, model.shape, inputs, train, judge, settings, seed=run.seed, progress=run.progress, checkpoint=kept
+        p,
+        model.shape,
+        inputs,
+        train,
+        judge,
+        settings,
+        seed=run.seed,
+        progress=run.progress,
+        checkpoint=kept,
+        table=run.table,
     )
     return of_head, of_all, model, head
 
@@ -258,7 +278,14 @@ def _go_on(
     settings: TrainingSettings,
     run: _Run,
 ) -> tuple[CompressedModel, Parameters]:
-    """Return the served model after a few gentle passes over new lists, and the parameters of its head before."""
+    """Return the served model after a few gentle passes over new lists, and the parameters of its head before.
+
+    Where it has id vectors, the items of today have one: those it knew theirs, the others a new one.
+    """
+    if run.table is not None and served.ids is not None:
+        run.table.take_over(served.ids, slots_of(items.known, served.known_ids))
+        shape = replace(served.shape, ids=len(items.known))
+        served = replace(served, known_ids=items.known, shape=shape, ids=run.table)
     p, inputs = served.parameters, items.inputs(served)
     head = _head(p)
     lean(p, -float(served.notes.get(LEAN, 0.0)))  # or it would learn to take it back
@@ -266,7 +293,16 @@ def _go_on(
         update={"epochs": settings.incremental_epochs, "learning_rate": settings.incremental_learning_rate}
     )
     fit_attention(
-        p, served.shape, inputs, train, judge, gentle, seed=run.seed, progress=run.progress, checkpoint=run.checkpoint
+        p,
+        served.shape,
+        inputs,
+        train,
+        judge,
+        gentle,
+        seed=run.seed,
+        progress=run.progress,
+        checkpoint=run.checkpoint,
+        table=run.table,
     )
     return _finished(served, judge, items, settings), head
 
@@ -291,9 +327,9 @@ def _head(p: Parameters) -> Parameters:
     return {n: t.clone() for n, t in p.items() if n.startswith("head.")}
 
 
-def _untrained(items: _Items, settings: TrainingSettings, seed: int) -> CompressedModel:
+def _untrained(items: _Items, settings: TrainingSettings, run: _Run) -> CompressedModel:
     labels, numbers = label_vocabulary(items.catalog), items.catalog.number_names[:MAX_NUMBERS]
-    known = np.sort(items.catalog.hashes) if settings.id_vectors else np.empty(0, np.uint64)
+    known = items.known if settings.id_vectors else np.empty(0, np.uint64)
     shape = NetworkShape(
         text_dim=items.embeddings.shape[1],
         labels=len(labels),
@@ -301,7 +337,9 @@ def _untrained(items: _Items, settings: TrainingSettings, seed: int) -> Compress
         features=len(FEATURE_NAMES),
         ids=len(known),
     )
-    return CompressedModel(shape, initialise(shape, seed=seed), labels, numbers, known)
+    if run.table is not None:
+        run.table.clear()
+    return CompressedModel(shape, initialise(shape, seed=run.seed), labels, numbers, known, ids=run.table)
 
 
 def _calibrate(logits: Floats, lists: RankingLists, asked: npt.NDArray[np.bool_]) -> PlattScaling | None:

@@ -16,6 +16,7 @@ from models.items.change import ItemChange
 from models.rankers.calibration import PlattScaling
 from models.rankers.compressed import CompressedModel, CompressedRanker
 from models.rankers.fusion import FEATURE_NAMES
+from models.rankers.id_vectors import WholeIds
 from models.rankers.inputs import POPULARITY_COLUMNS, label_vocabulary
 from models.rankers.network import NetworkShape, initialise
 from models.retrieval.query import AttributeFilter, RetrievalQuery
@@ -120,9 +121,9 @@ def test_the_compressed_ranker_scores_new_items_from_their_content(tiny) -> None
         features=len(FEATURE_NAMES),
         ids=len(tiny.bundle.catalog),
     )
-    model = CompressedModel(
-        shape, initialise(shape, seed=0), vocabulary, names, np.sort(tiny.bundle.catalog.hashes), PlattScaling(1.0, 0.0)
-    )
+    known, scaling = np.sort(tiny.bundle.catalog.hashes), PlattScaling(1.0, 0.0)
+    ids = WholeIds(np.zeros((len(known) + 1, shape.dim), np.float32))
+    model = CompressedModel(shape, initialise(shape, seed=0), vocabulary, names, known, scaling, ids=ids)
     ranker = CompressedRanker(model, grown.catalog, grown.embeddings, grown.statistics)
     query = RetrievalQuery(n=1000, now_ms=NOW, intent=vector("quixotic zeppelin"))
     found = grown.engine.retrieve(query)

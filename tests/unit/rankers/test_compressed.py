@@ -4,11 +4,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from models.candidates import Candidates
 from models.rankers.calibration import PlattScaling
 from models.rankers.compressed import CompressedModel, CompressedRanker, RankerError
 from models.rankers.fusion import FEATURE_NAMES
+from models.rankers.id_vectors import WholeIds
 from models.rankers.inputs import label_slots, label_vocabulary
 from models.rankers.network import NetworkShape, initialise
 
@@ -19,10 +21,12 @@ def model(catalog):
     shape = NetworkShape(text_dim=16, labels=len(labels), numbers=3, features=len(FEATURE_NAMES), ids=3)
     parameters = initialise(shape, seed=3)
     generator = torch.Generator().manual_seed(4)
-    for name in ("out.weight", "head.linear", "head.out", "item.id"):  # as if it had been trained
+    for name in ("out.weight", "head.linear", "head.out"):  # as if it had been trained
         parameters[name] = torch.randn(parameters[name].shape, generator=generator)
-    parameters["item.id"][0] = 0.0
-    return CompressedModel(shape, parameters, labels, ["year"], np.sort(catalog.hashes[:3]), PlattScaling(0.5, -3.0))
+    table = torch.randn(4, shape.dim, generator=generator).numpy()
+    table[0] = 0.0
+    known, scaling = np.sort(catalog.hashes[:3]), PlattScaling(0.5, -3.0)
+    return CompressedModel(shape, parameters, labels, ["year"], known, scaling, ids=WholeIds(table))
 
 
 @pytest.fixture
@@ -31,7 +35,7 @@ def ranker(model, catalog, embeddings, statistics):
 
 
 def test_an_untrained_network_adds_nothing_to_the_head(model, catalog, embeddings, statistics, make_query):
-    fresh = CompressedModel(model.shape, initialise(model.shape, seed=1), model.labels, model.numbers, model.known_ids)
+    fresh = replace(model, parameters=initialise(model.shape, seed=1), calibration=None)
     ranker = CompressedRanker(fresh, catalog, embeddings, statistics, device="cpu")
     assert np.array_equal(ranker.attention(make_query(), np.arange(5, dtype=np.int32)), np.zeros(5))
     assert ranker.score_kind == "rank_only"
@@ -84,11 +88,29 @@ def test_what_is_new_to_the_user_has_a_calibration_of_its_own(
     assert half.calibration_of(new) is None
 
 
+def test_an_artifact_with_its_id_vectors_in_one_tensor_is_read_as_before(
+    ranker, model, tmp_path, catalog, embeddings, statistics, make_query, make_candidates
+):
+    model.save(tmp_path)
+    weights, config = tmp_path / "ranker.safetensors", tmp_path / "ranker.json"
+    table = torch.from_numpy(model.ids.rows(np.arange(4)))
+    save_file({**load_file(weights), "item.id": table}, weights)
+    body = json.loads(config.read_text())
+    (tmp_path / body.pop("ids")[0]["file"]).unlink()
+    config.write_text(json.dumps(body))
+    loaded = CompressedRanker.load(tmp_path, catalog, embeddings, statistics, device="cpu")
+    candidates = make_candidates(range(20))
+    assert np.array_equal(loaded.score(make_query(), candidates), ranker.score(make_query(), candidates))
+    save_file({**load_file(weights), "item.id": table[:3].clone()}, weights)
+    with pytest.raises(RankerError, match=r"tensor item\.id is missing or has another shape"):
+        CompressedModel.read(tmp_path)
+
+
 def test_calibrated_scores_are_probabilities_in_the_order_of_the_logits(
     ranker, model, catalog, embeddings, statistics, make_query, make_candidates
 ):
     plain = CompressedRanker(
-        CompressedModel(model.shape, model.parameters, model.labels, model.numbers, model.known_ids),
+        replace(model, calibration=None),
         catalog,
         embeddings,
         statistics,

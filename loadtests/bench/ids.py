@@ -21,7 +21,7 @@ from models.rankers.fusion import FEATURE_NAMES
 from models.rankers.id_vectors import WholeIds
 from models.rankers.inputs import LABEL_SLOTS
 from models.rankers.network import NetworkShape, initialise
-from pipelines.training.examples import RankingLists
+from pipelines.training.examples import RankingLists, empty_lists
 from pipelines.training.fit import ItemInputs, fit_attention
 from pipelines.training.id_tables import IdTable, opened
 from pipelines.training.settings import TrainingSettings
@@ -83,18 +83,14 @@ def _measured(shards: int, ids: int, steps: int, rounds: int) -> _Found:
 
 def _lists(ids: int, count: int, history: int) -> RankingLists:
     rng = np.random.default_rng(0)
-    past = np.zeros((count, 4, history), np.int64)
-    past[:, 0] = rng.integers(1, ids + 1, (count, history))
-    return RankingLists(
-        rng.integers(0, ids, (count, _LIST), dtype=np.int32),
-        rng.standard_normal((count, _LIST, len(FEATURE_NAMES)), dtype=np.float32),
-        np.zeros((count, _LIST), np.float32),
-        np.zeros(count, np.int32),
-        np.eye(1, _LIST, dtype=np.float32).repeat(count, axis=0),
-        np.zeros((count, _LIST), np.bool_),
-        past,
-        np.arange(count, dtype=np.int32),
-    )
+    lists = empty_lists(count, _LIST)
+    lists.rows[:] = rng.integers(0, ids, (count, _LIST))
+    lists.features[:] = rng.standard_normal(lists.features.shape, dtype=np.float32)
+    lists.merged[:] = lists.target[:] = 0
+    lists.relevance[:, 0] = 1.0
+    lists.history[:, 0] = rng.integers(1, ids + 1, (count, history))
+    lists.user[:] = np.arange(count)
+    return lists
 
 
 def _fill(table: IdTable, ids: int, dim: int) -> None:

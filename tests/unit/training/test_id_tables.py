@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from cluster import ray_job
 from cluster.config import load_settings
+from loadtests.bench import ids as bench_ids
 from models.rankers.compressed import CompressedModel, CompressedRanker, RankerError
 from models.rankers.fusion import FEATURE_NAMES
 from models.rankers.id_vectors import bounds_of
@@ -298,3 +299,8 @@ def test_where_vectors_lie_decides_nothing_and_how_they_learn_does():
     plain = TrainingSettings()
     assert plain.deciding() == {name: value for name, value in plain.model_dump().items() if name != "id_shards"}
     assert "id_optimiser" in ALONE.deciding()
+
+
+def test_the_benchmark_takes_a_real_step_over_made_up_lists():
+    found = bench_ids._measured(1, 500, 1, 1)
+    assert len(found.step_ms) == 1 and found.step_ms[0] > 0 and found.shard_mb == []

@@ -22,7 +22,6 @@ from models.behaviour.statistics import Statistics, fit_statistics
 from models.catalog import ItemCatalog
 from models.events import EventLog
 from models.media.layout import Layout
-from models.rankers.calibration import PlattScaling, expected_calibration_error, fit_platt
 from models.rankers.compressed import CompressedModel, RankerError
 from models.rankers.fusion import FEATURE_NAMES
 from models.rankers.inputs import (
@@ -37,8 +36,9 @@ from models.rankers.inputs import (
 from models.rankers.network import NetworkShape, Parameters, initialise
 from models.retrieval.settings import RetrievalSettings
 from pipelines.errors import TrainingError
+from pipelines.training.calibrate import calibration_error, calibrations
 from pipelines.training.checkpoint import Checkpoint
-from pipelines.training.examples import ANY, NEW, Progress, RankingLists
+from pipelines.training.examples import Progress, RankingLists
 from pipelines.training.fit import (
     HEAD_EPOCHS,
     ItemInputs,
@@ -200,7 +200,7 @@ def _train(
         fused = score_fused(model.parameters, model.shape, items.inputs(model), decide)
         decided = verdict(fused, decide, incumbent=theirs, rounds=settings.bootstrap_rounds, seed=run.seed)
         metrics = {**facts, **decided, "head_ndcg10": ndcg_at(score_head(head, decide), decide.target)}
-        metrics |= {"calibration_error": _calibration_error(model, fused, decide)}
+        metrics |= {"calibration_error": calibration_error(model, fused, decide)}
         metrics["seconds"] = round(time.monotonic() - started, 1)
         model.save(folder)
     return metrics
@@ -251,23 +251,11 @@ def _fitted(
 ) -> tuple[int, int, CompressedModel, Parameters]:
     """Return the epochs that head and attention took, the model without calibration, and its head trained alone."""
     model = _untrained(items, settings, run)
-    p, kept = model.parameters, run.checkpoint
+    p = model.parameters
     set_scaling(p, train)
-    of_head = fit_head(p, train, judge, seed=run.seed, epochs=head_epochs, checkpoint=kept)
-    head, inputs = _head(p), items.inputs(model)
-    of_all = fit_attention(
-        p,
-        model.shape,
-        inputs,
-        train,
-        judge,
-        settings,
-        seed=run.seed,
-        progress=run.progress,
-        checkpoint=kept,
-        table=run.table,
-    )
-    return of_head, of_all, model, head
+    of_head = fit_head(p, train, judge, seed=run.seed, epochs=head_epochs, checkpoint=run.checkpoint)
+    head = _head(p)
+    return of_head, _attend(model, train, judge, items, settings, run), model, head
 
 
 def _go_on(
@@ -286,25 +274,28 @@ def _go_on(
         run.table.take_over(served.ids, slots_of(items.known, served.known_ids))
         shape = replace(served.shape, ids=len(items.known))
         served = replace(served, known_ids=items.known, shape=shape, ids=run.table)
-    p, inputs = served.parameters, items.inputs(served)
+    p = served.parameters
     head = _head(p)
     lean(p, -float(served.notes.get(LEAN, 0.0)))  # or it would learn to take it back
     gentle = settings.model_copy(
         update={"epochs": settings.incremental_epochs, "learning_rate": settings.incremental_learning_rate}
     )
-    fit_attention(
-        p,
-        served.shape,
-        inputs,
-        train,
-        judge,
-        gentle,
-        seed=run.seed,
-        progress=run.progress,
-        checkpoint=run.checkpoint,
-        table=run.table,
-    )
+    _attend(served, train, judge, items, gentle, run)
     return _finished(served, judge, items, settings), head
+
+
+def _attend(
+    model: CompressedModel,
+    train: RankingLists,
+    judge: RankingLists | None,
+    items: _Items,
+    settings: TrainingSettings,
+    run: _Run,
+) -> int:
+    """Train attention and head of `model` together, in place; return after how many epochs."""
+    parts = (model.parameters, model.shape, items.inputs(model), train, judge, settings)
+    kept = run.checkpoint
+    return fit_attention(*parts, seed=run.seed, progress=run.progress, checkpoint=kept, table=run.table)
 
 
 def _finished(
@@ -313,14 +304,8 @@ def _finished(
     """Return the model leaning to retrieval, in place, and calibrated."""
     lean(model.parameters, settings.lean)
     scores = score_fused(model.parameters, model.shape, items.inputs(model), judge)
-    of = judge.questions()
-    every = np.ones(len(judge), np.bool_)
-    return replace(
-        model,
-        calibration=_calibrate(scores, judge, of[ANY] if len(of) > 1 else every),
-        calibration_new=_calibrate(scores, judge, of[NEW]) if len(of) > 1 else None,
-        notes={LEAN: settings.lean},
-    )
+    calibration, of_new = calibrations(scores, judge)
+    return replace(model, calibration=calibration, calibration_new=of_new, notes={LEAN: settings.lean})
 
 
 def _head(p: Parameters) -> Parameters:
@@ -340,27 +325,6 @@ def _untrained(items: _Items, settings: TrainingSettings, run: _Run) -> Compress
     if run.table is not None:
         run.table.clear()
     return CompressedModel(shape, initialise(shape, seed=run.seed), labels, numbers, known, ids=run.table)
-
-
-def _calibrate(logits: Floats, lists: RankingLists, asked: npt.NDArray[np.bool_]) -> PlattScaling | None:
-    real = (lists.rows >= 0) & asked[:, None]
-    return fit_platt(logits[real], _taken(lists)[real])
-
-
-def _taken(lists: RankingLists) -> npt.NDArray[np.bool_]:
-    taken: npt.NDArray[np.bool_] = np.arange(lists.rows.shape[1])[None, :] == lists.target[:, None]
-    return taken
-
-
-def _calibration_error(model: CompressedModel, fused: Floats, decide: RankingLists) -> float | None:
-    """Return by how much stated probabilities are off, each list by the calibration of its question."""
-    if model.calibration is None:
-        return None
-    stated = model.calibration.apply(fused)
-    if model.calibration_new is not None:
-        stated[decide.new] = model.calibration_new.apply(fused[decide.new])
-    real = decide.rows >= 0
-    return expected_calibration_error(stated[real], _taken(decide)[real])
 
 
 def _facts(log: EventLog, split: TrainingSplit, settings: TrainingSettings, run: _Run) -> dict[str, Any]:

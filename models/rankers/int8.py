@@ -124,11 +124,22 @@ def _after_gelu(weight: Tensor, bias: Tensor, peak: Tensor) -> _Linear:
 def _linear(weight: Tensor, bias: Tensor, scale: float, zero: int, *, to_steps: Tensor | None) -> _Linear:
     import torch
 
-    scales = weight.abs().amax(dim=1).clamp(min=1e-8) / 127.0
-    whole = (weight / scales[:, None]).round().clamp(-127, 127).to(torch.int8)
+    steps = _weight_steps()
+    scales = weight.abs().amax(dim=1).clamp(min=1e-8) / steps
+    whole = (weight / scales[:, None]).round().clamp(-steps, steps).to(torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(whole, None)
     zeros = torch.zeros(len(scales), dtype=torch.int32)
     return _Linear(to_steps, packed, scales.contiguous(), zeros, bias.detach().clone(), scale, zero)
+
+
+def _weight_steps() -> int:
+    """Return how many steps a weight has on each side of zero.
+
+    A CPU without VNNI adds two products of 8 bits in 16, where 2 × 255 × 127 is cut off; 2 × 255 × 63 fits.
+    """
+    import torch
+
+    return 127 if getattr(torch.cpu, "_is_vnni_supported", lambda: False)() else 63
 
 
 def _peaks(model: Any, calibration: list[dict[str, Tensor]]) -> dict[Any, Tensor]:

@@ -18,6 +18,7 @@ from models.catalog import ItemCatalog
 from models.events import EventLog
 from models.retrieval.engine import RetrievalEngine
 from models.retrieval.query import RetrievalQuery
+from pipelines.training.measures import gains as ndcg
 
 DEPTH = 50
 Floats = npt.NDArray[np.float64]
@@ -93,15 +94,9 @@ class Asker:
 
 
 def gains(asked: Sequence[Question], scores: Sequence[Scores]) -> Floats:
-    """Return NDCG@10 per question; a candidate with the score of what was taken counts half a place, a miss is 0."""
-    out = np.zeros(len(asked))
-    for at, (question, own) in enumerate(zip(asked, scores, strict=True)):
-        if question.place < 0:
-            continue
-        mine = own[question.place]
-        place = int((own > mine).sum()) + (int((own == mine).sum()) - 1) / 2
-        out[at] = 1 / np.log2(place + 2) if place < 10 else 0.0
-    return out
+    """Return NDCG@10 per question, as trainings are judged; a miss is 0 and needs no scores."""
+    places = (np.array([question.place], np.int32) for question in asked)
+    return np.array([ndcg(own[None], place)[0] for own, place in zip(scores, places, strict=True)])
 
 
 def _query(history: UserHistory, position: int) -> RetrievalQuery:

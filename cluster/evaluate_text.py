@@ -117,7 +117,8 @@ def evaluate_text(settings: Settings, *, users: int, student: int | None, seed: 
         folders.items(), ((ALONE, FUSED), (STUDENT_ALONE, STUDENT_FUSED)), strict=False
     ):
         tell(f"{name}: {sum(len(q.candidates) for q in [*alike, *served] if q.place >= 0)} pairs")
-        ranker = load_ranker(folder, catalog, embeddings, statistics, layout=layout)
+        # Not by the engine that happens to be fastest now: near ties would fall another way when it is asked again.
+        ranker = load_ranker(folder, catalog, embeddings, statistics, layout=layout, compute="transformers")
         if not isinstance(ranker, FusedTextRanker):
             raise OperatorError(f"{folder}: not what a training wrote; remove it, and it is trained again")
         for asked, by in ((alike, ndcg), (served, as_served)):

@@ -81,8 +81,9 @@ def test_every_order_is_asked_the_same_users_and_nothing_is_trained_twice(settin
     assert found.trainings["text"]["training_s"] > 0
     monkeypatch.setattr(evaluation, "train_text_ranker", lambda *_, **__: pytest.fail("it was trained again"))
     again = asked(settings)
-    for name, ndcg in again.ndcg.items():
-        np.testing.assert_array_equal(ndcg, found.ndcg[name])
+    for first, second in ((found.ndcg, again.ndcg), (found.served, again.served)):
+        for name, ndcg in second.items():
+            np.testing.assert_array_equal(ndcg, first[name])
 
 
 def test_the_test_rows_change_nothing_but_the_score(settings, tmp_path, monkeypatch):

@@ -31,9 +31,10 @@ from models.catalog import ItemCatalog
 from models.events import EventLog
 from models.index import FlatIndex
 from models.media.layout import Layout
+from models.rankers.fusion import FusionFeatures
 from models.rankers.load import load_ranker
 from models.rankers.port import CrossEncoder
-from models.rankers.text_fusion import FusedTextRanker
+from models.rankers.text_fusion import FusedTextRanker, TextFusion
 from models.retrieval.engine import RetrievalEngine
 from models.retrieval.settings import RetrievalSettings
 from pipelines.digests import digest_events
@@ -47,6 +48,8 @@ from pipelines.training.text import Origin, Sources, train_text_ranker
 
 DATASET = "amazon-industrial"
 BI_ENCODER, RETRIEVAL, ALONE, FUSED = "bi-encoder similarity", "retrieval order", "text alone", "text fused"
+WITHOUT_TEXT = "fused without text"
+"""The weights of the fusion, fitted on the same lists without the text logit: what is above them, texts brought."""
 STUDENT_ALONE, STUDENT_FUSED = "student alone", "student fused"
 BASELINES, OURS = (BI_ENCODER, RETRIEVAL), (ALONE, FUSED)
 Tell = Callable[[str], None]
@@ -123,6 +126,11 @@ def evaluate_text(settings: Settings, *, users: int, student: int | None, seed: 
             raise OperatorError(f"{folder}: not what a training wrote; remove it, and it is trained again")
         for asked, by in ((alike, ndcg), (served, as_served)):
             by[alone], by[fused] = _asked(ranker.text, asked), _asked(ranker, asked)
+    if "text" in folders:
+        features = FusionFeatures(catalog, embeddings, statistics, layout=layout)
+        without = TextFusion.of(_metrics(folders["text"])["without_text"])
+        for asked, by in ((alike, ndcg), (served, as_served)):
+            by[WITHOUT_TEXT] = _fused_without(without, features, asked)
     return TextEvaluation(ndcg, as_served, {name: _metrics(folder) for name, folder in folders.items()})
 
 
@@ -130,6 +138,12 @@ def _asked(ranker: CrossEncoder, asked: Sequence[Question]) -> Floats:
     """Return the gain per question; what no order can help is not read. Scores of a profile are kept in between."""
     nothing = np.empty(0, np.float32)
     return gains(asked, [ranker.score(q.query, q.candidates) if q.place >= 0 else nothing for q in asked])
+
+
+def _fused_without(weights: TextFusion, features: FusionFeatures, asked: Sequence[Question]) -> Floats:
+    """Return the gain per question of the weights over what retrieval and the catalog know."""
+    rows = (features.build(q.query, q.candidates) for q in asked)
+    return gains(asked, [weights.logits(np.zeros(len(of), np.float32), of) for of in rows])
 
 
 @dataclass(frozen=True)
@@ -158,6 +172,7 @@ class _Trainer:
             "teacher": None if teacher is None else teacher.name,
             "events": digest_events(self.train),
             "seed": self.seed,
+            "judged": [FUSED, WITHOUT_TEXT],
         }
         key = key_of(inputs, self.train, self.catalog, self.embeddings, self.layout)
         final = self.workspace.root / "evaluations" / key

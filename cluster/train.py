@@ -136,6 +136,12 @@ def _warn(settings: Settings, metrics: Mapping[str, Any], *, compared: bool) -> 
     """Say what the verdict does not cover, before the ranker is published."""
     if not compared:
         say("what is served now is of another kind or of other vectors: the new ranker was not compared with it")
+    brought = metrics.get("fused_vs_without_text")
+    if brought is not None and brought["lower"] <= 0:
+        say(
+            "that its texts bring anything is not shown: on later events NDCG@10 differs from the same weights without "
+            f"them by {brought['mean']:+.4f} [{brought['lower']:+.4f}, {brought['upper']:+.4f}]"
+        )
     of = settings.serve.pipeline
     takes = metrics.get("ms_per_100_candidates", 0.0) * of.candidates / 100
     if takes > of.rank.budget_ms:

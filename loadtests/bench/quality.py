@@ -29,7 +29,7 @@ from cluster.evaluate import (
 )
 from cluster.evaluate_cascade import evaluate_cascade
 from cluster.evaluate_driver import CASCADE
-from cluster.evaluate_text import BASELINES, OURS, RETRIEVAL, STUDENT_FUSED, evaluate_text
+from cluster.evaluate_text import BASELINES, OURS, RETRIEVAL, STUDENT_FUSED, WITHOUT_TEXT, evaluate_text
 from cluster.evaluate_text import DATASET as TEXTS
 from cluster.evaluate_text import FUSED as TEXT_FUSED
 from loadtests import stats
@@ -156,6 +156,8 @@ def _texts(context: BenchContext, settings: Settings, options: Options) -> None:
         return
     gaps = {f"{ours} over {theirs}": found.ndcg[ours] - found.ndcg[theirs] for ours in OURS for theirs in BASELINES}
     gaps |= {f"served {ours} over {RETRIEVAL}": found.served[ours] - found.served[RETRIEVAL] for ours in OURS}
+    for prefix, by in (("", found.ndcg), ("served ", found.served)):
+        gaps[f"{prefix}{TEXT_FUSED} over {WITHOUT_TEXT}"] = by[TEXT_FUSED] - by[WITHOUT_TEXT]
     for name, gap in gaps.items():
         context.target(f"{_name(name)}_lower", "advantage", context.save_array(_name(name), gap), bound="low")
     every = context.save_array("text-vs-retrieval", np.stack([gaps[f"{o} over {b}"] for o in OURS for b in BASELINES]))

@@ -13,7 +13,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,33 +21,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.behaviour.behaviour import fit_behaviour
-from models.behaviour.statistics import Statistics, fit_statistics
-from models.candidates import Source
 from models.catalog import ItemCatalog
 from models.events import EventLog
-from models.media.layout import Layout
-from models.rankers.calibration import expected_calibration_error
-from models.rankers.compressed import CONFIG_FILE, RankerError
-from models.rankers.fusion import FusionFeatures
-from models.rankers.load import load_ranker
-from models.rankers.port import CrossEncoder
 from models.retrieval.engine import RetrievalEngine
-from models.retrieval.settings import RetrievalSettings
-from pipelines.evaluation.ablation import only
 from pipelines.training.checkpoint import Checkpoint
-from pipelines.training.examples import Progress, RankingLists
-from pipelines.training.lists import Sources, vector_index
-from pipelines.training.measures import gains, paired_bootstrap
+from pipelines.training.examples import Progress
+from pipelines.training.lists import Sources
 from pipelines.training.settings import TextTrainingSettings, TrainingSettings
 from pipelines.training.split import Example, Part, TrainingSplit, split_after, split_events
-from pipelines.training.text_cases import TextCase, iter_cases, lists_of, with_found
+from pipelines.training.text_cases import TextCase, iter_cases, with_found
 from pipelines.training.text_fit import fit_text
-from pipelines.training.text_fuse import fit_fusion, spread
+from pipelines.training.text_judge import judge_text
 from pipelines.training.text_start import load_start, reader_for, teacher_of
 from pipelines.training.text_workers import Work, fit_on_workers
+from pipelines.training.text_world import TextWorld, text_world
 from pipelines.training.train import METRICS_FILE
-from pipelines.training.verdict import verdict
 
 Floats = npt.NDArray[np.float32]
 
@@ -62,26 +50,6 @@ class Origin:
     """Only later events are learned from: it goes on from what learned the earlier ones."""
     sources_until_ms: int | None = None
     """Up to when events fit the sources of the fusion; None leaves it to the split of the settings."""
-
-
-@dataclass(frozen=True, slots=True)
-class _World:
-    """What is known of items and behaviour when the examples begin."""
-
-    catalog: ItemCatalog
-    embeddings: Floats
-    statistics: Statistics
-    engine: RetrievalEngine
-    """All sources, as they will be served."""
-    similar: RetrievalEngine
-    """Items like the user's past, by what texts mean: no event decides what it finds."""
-    layout: Layout | None
-
-    def ranker(self, folder: Path) -> CrossEncoder:
-        """Return the ranker in `folder` over these items. Raises RankerError where it reads others."""
-        parts = (folder, self.catalog, self.embeddings, self.statistics)
-        # Not the engine that happens to be fastest now: a training that is run again ends with the same bytes.
-        return load_ranker(*parts, layout=self.layout, compute="transformers")
 
 
 def train_text_ranker(
@@ -101,10 +69,11 @@ def train_text_ranker(
 ) -> dict[str, Any]:
     """Train on `log` (sorted by time), write the ranker and `metrics.json` into `folder`, return the metrics.
 
-    `training` says how events are split. The metrics hold `fused_vs_incumbent` where `incumbent` can be scored; one of
-    other vectors or features is not compared. Small or poor data raises nothing: `switch_on` is false and `reason` says
-    why. Deterministic for a seed and a number of torch threads; killed and called again with the same arguments and
-    `checkpoint` it ends with the same bytes. Raises RankerError when `origin.start` is no model that can be trained.
+    `training` says how events are split. The metrics hold `fused_vs_incumbent` where `incumbent` can be scored (one of
+    other vectors or features is not compared), and in `fused_vs_without_text` what the texts brought. Small or poor
+    data raises nothing: `switch_on` is false and `reason` says why. Deterministic for a seed and a number of torch
+    threads; killed and called again with the same arguments and `checkpoint` it ends with the same bytes. Raises
+    RankerError when `origin.start` is no model that can be trained.
     """
     started = time.monotonic()
     split = _split(log, origin, training, seed)
@@ -116,7 +85,7 @@ def train_text_ranker(
         "seed": seed,
         "since_ms": origin.since_ms,
     }
-    world = _world(split, catalog, embeddings, sources)
+    world = text_world(split, catalog, embeddings, sources)
     train, judge, decide = _cases(split, world, settings, training, seed, taught=origin.teacher is not None)
     found = [sum(case.place >= 0 for case in part) for part in (judge, decide)]
     few = min(len(train), *found)
@@ -128,33 +97,10 @@ def train_text_ranker(
         metrics |= {"switch_on": False, "reason": reason}
     else:
         metrics |= _fit(train, world, folder, origin, settings, seed, checkpoint, progress)
-        metrics |= _judge(judge, decide, world, folder, settings, training, seed, incumbent, progress)
+        metrics |= judge_text(judge, decide, world, folder, settings, training, seed, incumbent, progress)
     metrics["seconds"] = round(time.monotonic() - started, 1)
     (folder / METRICS_FILE).write_text(json.dumps(metrics, indent=1, sort_keys=True))
     return metrics
-
-
-def score_cases(
-    ranker: CrossEncoder,
-    cases: Sequence[TextCase],
-    size: int,
-    *,
-    missed: int = 0,
-    told: Callable[[float], None] = lambda _: None,
-) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Return `ranker`'s scores float32[cases, size], and for how many cases each one stands.
-
-    No order can help a case that misses what was taken: only the first `missed` of them are scored, and stand for all.
-    """
-    out, stands = np.zeros((len(cases), size), np.float32), np.zeros(len(cases), np.int64)
-    misses = [at for at, case in enumerate(cases) if case.place < 0]
-    for at in misses[:missed]:
-        stands[at] = max(1, round(len(misses) / min(missed, len(misses))))
-    stands[[at for at, case in enumerate(cases) if case.place >= 0]] = 1
-    for at in np.flatnonzero(stands):
-        told(at / len(cases))
-        out[at, : len(cases[at].candidates)] = ranker.score(cases[at].query, cases[at].candidates)
-    return out, stands
 
 
 def _split(log: EventLog, origin: Origin, training: TrainingSettings, seed: int) -> TrainingSplit:
@@ -165,21 +111,9 @@ def _split(log: EventLog, origin: Origin, training: TrainingSettings, seed: int)
     return split_events(log, training, seed=seed, fitted=True)
 
 
-def _world(split: TrainingSplit, catalog: ItemCatalog, embeddings: Floats, sources: Sources) -> _World:
-    statistics = fit_statistics(split.fit, catalog, half_life_days=sources.half_life_days)
-    behaviour = fit_behaviour(split.fit, catalog, sources.behaviour, vectors=embeddings)
-    index = vector_index(embeddings)
-
-    def engine(retrieval: RetrievalSettings) -> RetrievalEngine:
-        return RetrievalEngine(catalog, embeddings, index, behaviour, statistics, retrieval, layout=sources.layout)
-
-    served, similar = engine(sources.retrieval), engine(only(sources.retrieval, Source.semantic))
-    return _World(catalog, embeddings, statistics, served, similar, sources.layout)
-
-
 def _cases(
     split: TrainingSplit,
-    world: _World,
+    world: TextWorld,
     settings: TextTrainingSettings,
     training: TrainingSettings,
     seed: int,
@@ -233,7 +167,7 @@ def _parted(cases: Iterator[TextCase], most: int, *, spare: int, least: int) -> 
 
 def _fit(
     train: Sequence[TextCase],
-    world: _World,
+    world: TextWorld,
     folder: Path,
     origin: Origin,
     settings: TextTrainingSettings,
@@ -278,68 +212,3 @@ def _fit(
 def _tell(progress: Progress | None, step: str) -> None:
     if progress is not None:
         progress(step, 0.0)
-
-
-def _judge(
-    judge: Sequence[TextCase],
-    decide: Sequence[TextCase],
-    world: _World,
-    folder: Path,
-    settings: TextTrainingSettings,
-    training: TrainingSettings,
-    seed: int,
-    incumbent: Path | None,
-    progress: Progress | None,
-) -> dict[str, Any]:
-    """Fit the fusion on one half, write `ranker.json`, and compare on the other."""
-
-    def told(what: str) -> Callable[[float], None]:
-        return lambda share: None if progress is None else progress(what, share)
-
-    size, body = settings.list_size, {"backend": "text", "max_tokens": settings.max_tokens}
-    (folder / CONFIG_FILE).write_text(json.dumps(body))
-    text = world.ranker(folder)
-    features = FusionFeatures(world.catalog, world.embeddings, world.statistics, layout=world.layout)
-    first, second = (lists_of(part, features, size) for part in (judge, decide))
-    missed = settings.validation_cases // 4
-    scores, stands = score_cases(text, judge, size, missed=missed, told=told("fitting the fusion"))
-    fusion = fit_fusion(scores, first, stands)
-    (folder / CONFIG_FILE).write_text(json.dumps({**body, "fusion": fusion.to_json()}, indent=1, sort_keys=True))
-    began = time.perf_counter()
-    alone, stands = score_cases(text, decide, size, missed=missed, told=told("deciding"))
-    pairs = sum(len(case.candidates) for case, counted in zip(decide, stands, strict=True) if counted)
-    per_100_ms = (time.perf_counter() - began) * 1e5 / max(1, pairs)
-    theirs = None
-    if incumbent is not None:
-        served = _served(incumbent, world)
-        if served is not None:
-            asked, _ = score_cases(served, decide, size, told=told("asking the ranker served now"))
-            theirs = _hidden(asked, second)
-    fused = _hidden(fusion.logits(alone, second.features), second)
-    metrics = verdict(fused, second, incumbent=theirs, rounds=training.bootstrap_rounds, seed=seed)
-    own, base = gains(_hidden(alone, second), second.target), gains(second.merged, second.target)
-    gap = paired_bootstrap(own, base, second.user, rounds=training.bootstrap_rounds, seed=seed)
-    error = None
-    if fusion.calibration is not None:
-        logits, taken = spread(fused, second, stands)
-        error = expected_calibration_error(fusion.calibration.apply(logits), taken)
-    return {
-        **metrics,
-        "text_ndcg10": float(own.mean()),
-        "ms_per_100_candidates": round(per_100_ms, 1),
-        "text_vs_retrieval": {"mean": gap.mean, "lower": gap.lower, "upper": gap.upper},
-        "calibration_error": error,
-    }
-
-
-def _served(folder: Path, world: _World) -> CrossEncoder | None:
-    """Return the ranker served now, or None where it reads other vectors or features: it cannot be compared."""
-    try:
-        return world.ranker(folder)
-    except RankerError:
-        return None
-
-
-def _hidden(scores: Floats, lists: RankingLists) -> Floats:
-    """Return the scores with -inf at padding."""
-    return np.where(lists.rows >= 0, scores, -np.inf).astype(np.float32)

@@ -71,6 +71,7 @@ def test_every_order_is_asked_the_same_users_and_nothing_is_trained_twice(settin
     imported(settings, tables(tmp_path / "data"))
     found = asked(settings, student=1)
     methods = {*evaluation.BASELINES, *evaluation.OURS, evaluation.STUDENT_ALONE, evaluation.STUDENT_FUSED}
+    methods |= {evaluation.WITHOUT_TEXT}
     assert set(found.ndcg) == methods
     assert {len(ndcg) for ndcg in found.ndcg.values()} == {40}
     assert set(found.served) == methods - {evaluation.BI_ENCODER}

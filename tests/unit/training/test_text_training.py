@@ -28,11 +28,12 @@ from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.examples import empty_lists
 from pipelines.training.settings import TextTrainingSettings, TrainingSettings
 from pipelines.training.split import Part
-from pipelines.training.text import Origin, Sources, _cases, _split, _world, train_text_ranker
+from pipelines.training.text import Origin, Sources, _cases, _split, train_text_ranker
 from pipelines.training.text_cases import TextCase, negatives, with_found
 from pipelines.training.text_fuse import fit_fusion
 from pipelines.training.text_pairs import PairReader
 from pipelines.training.text_start import load_start, reader_for
+from pipelines.training.text_world import text_world
 
 WORDS = ["film", "liked", ":", ";", ".", "red", "blue", *(f"g{n}" for n in range(5)), *(f"n{n}" for n in range(100))]
 QUICK = TextTrainingSettings(
@@ -90,6 +91,10 @@ def test_training_learns_and_what_it_wrote_is_served_with_the_scores_it_had(
     assert metrics["text_ndcg10"] > 0
     assert metrics == json.loads((tmp_path / "ranker" / "metrics.json").read_text())
     assert {"text_vs_retrieval", "fused_vs_retrieval", "training_s", "calibration_error"} <= set(metrics)
+    # The same weights without the text say what the texts brought: here nearly everything.
+    assert metrics["without_text"]["text"] == 0 and set(metrics["without_text"]["weights"]) == set(FUSED_WITH)
+    gap = metrics["fused_vs_without_text"]
+    assert gap["lower"] <= gap["mean"] <= gap["upper"]
     ranker = load_ranker(tmp_path / "ranker", catalog, embeddings, fit_statistics(log, catalog), device="cpu")
     assert isinstance(ranker, FusedTextRanker) and isinstance(ranker.text, TextRanker)
     query = RetrievalQuery(n=5, now_ms=10**13, seed_items=("i1", "i6", "i11"))
@@ -129,13 +134,16 @@ def test_it_learns_from_lists_that_hold_what_was_taken_and_never_from_what_judge
 ):
     log = make_taste_log(60)
     split = _split(log, Origin(None), SPLIT, 0)
-    train, judge, decide = _cases(split, _world(split, catalog, embeddings, SOURCES), QUICK, SPLIT, 0)
+    train, judge, decide = _cases(split, text_world(split, catalog, embeddings, SOURCES), QUICK, SPLIT, 0)
     assert train and all(case.candidates.rows[case.place] == case.taken for case in train)
     assert all((case.candidates.sources == Source.semantic).all() for case in train)
     first = {e.user: e.history.timestamps_ms[e.position] for e in reversed(split.of(Part.validate))}
     assert all(case.query.now_ms <= first[case.user] for case in train if case.user in first)
     # A teacher also tells of lists that miss what was taken; they fill up what steps are left.
-    world, short = _world(split, catalog, embeddings, SOURCES), QUICK.model_copy(update={"similar": 10, "steps": 500})
+    world, short = (
+        text_world(split, catalog, embeddings, SOURCES),
+        QUICK.model_copy(update={"similar": 10, "steps": 500}),
+    )
     held, taught = (_cases(split, world, short, SPLIT, 0, taught=by_a_teacher)[0] for by_a_teacher in (False, True))
     assert [(c.user, c.query.now_ms) for c in taught[: len(held)]] == [(c.user, c.query.now_ms) for c in held]
     missed = taught[len(held) :]

@@ -49,7 +49,7 @@ from pipelines.training.text import Origin, Sources, train_text_ranker
 DATASET = "amazon-industrial"
 BI_ENCODER, RETRIEVAL, ALONE, FUSED = "bi-encoder similarity", "retrieval order", "text alone", "text fused"
 WITHOUT_TEXT = "fused without text"
-"""The weights of the fusion, fitted on the same lists without the text logit: what is above them, texts brought."""
+"""The weights of the fusion, fitted on the same lists without the text logit: what is above them, reading brought."""
 STUDENT_ALONE, STUDENT_FUSED = "student alone", "student fused"
 BASELINES, OURS = (BI_ENCODER, RETRIEVAL), (ALONE, FUSED)
 Tell = Callable[[str], None]

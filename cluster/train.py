@@ -139,8 +139,8 @@ def _warn(settings: Settings, metrics: Mapping[str, Any], *, compared: bool) -> 
     brought = metrics.get("fused_vs_without_text")
     if brought is not None and brought["lower"] <= 0:
         say(
-            "that its texts bring anything is not shown: on later events NDCG@10 differs from the same weights without "
-            f"them by {brought['mean']:+.4f} [{brought['lower']:+.4f}, {brought['upper']:+.4f}]"
+            "that reading texts brings anything is not shown: on later events NDCG@10 differs from the same weights "
+            f"without it by {brought['mean']:+.4f} [{brought['lower']:+.4f}, {brought['upper']:+.4f}]"
         )
     of = settings.serve.pipeline
     takes = metrics.get("ms_per_100_candidates", 0.0) * of.candidates / 100

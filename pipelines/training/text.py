@@ -70,7 +70,7 @@ def train_text_ranker(
     """Train on `log` (sorted by time), write the ranker and `metrics.json` into `folder`, return the metrics.
 
     `training` says how events are split. The metrics hold `fused_vs_incumbent` where `incumbent` can be scored (one of
-    other vectors or features is not compared), and in `fused_vs_without_text` what the texts brought. Small or poor
+    other vectors or features is not compared), and in `fused_vs_without_text` what reading brought. Small or poor
     data raises nothing: `switch_on` is false and `reason` says why. Deterministic for a seed and a number of torch
     threads; killed and called again with the same arguments and `checkpoint` it ends with the same bytes. Raises
     RankerError when `origin.start` is no model that can be trained.

@@ -1,7 +1,7 @@
 """Decides whether a trained text ranker may be served: one half of later users fits the fusion, the other decides.
 
-Beside the fusion the same weights are fitted without the text logit: what they reach alone was not brought by any text.
-Called by the text training.
+Beside the fusion the same weights are fitted without the text logit: what they reach was not brought by reading pairs
+of texts. Called by the text training.
 """
 
 from __future__ import annotations

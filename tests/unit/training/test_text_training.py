@@ -91,7 +91,7 @@ def test_training_learns_and_what_it_wrote_is_served_with_the_scores_it_had(
     assert metrics["text_ndcg10"] > 0
     assert metrics == json.loads((tmp_path / "ranker" / "metrics.json").read_text())
     assert {"text_vs_retrieval", "fused_vs_retrieval", "training_s", "calibration_error"} <= set(metrics)
-    # The same weights without the text say what the texts brought: here nearly everything.
+    # The same weights without the text say what reading brought.
     assert metrics["without_text"]["text"] == 0 and set(metrics["without_text"]["weights"]) == set(FUSED_WITH)
     gap = metrics["fused_vs_without_text"]
     assert gap["lower"] <= gap["mean"] <= gap["upper"]

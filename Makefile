@@ -30,7 +30,7 @@ $(STAMP): $(LOCK) pyproject.toml
 demo: $(STAMP) ## Prepare, start, recommend, click, recommend again (ARGS="--once --json" for scripts)
 	@$(BIN)/raycommend demo $(ARGS)
 
-test: $(STAMP) ## Run the tests (about 16 minutes on 2 cores)
+test: $(STAMP) ## Run the tests (17 to 26 minutes on 2 shared cores)
 	@$(BIN)/python -m pytest -m "not heavy" $(ARGS)
 
 test-heavy: $(STAMP) ## Run the tests that compute for a minute or more

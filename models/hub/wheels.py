@@ -6,6 +6,7 @@ Only wheels are accepted: a source archive would run its build. Called by the re
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -113,12 +114,12 @@ def _wait(child: subprocess.Popen[bytes], staging: Path, step: str, progress: Pr
 
 
 def _bytes_below(folder: Path) -> int:
+    """Return how many bytes lie there; pip moves and removes files and folders while we look."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # pip moves files while we look
-            continue
+    for place, _, names in os.walk(folder):  # unlike `rglob` it goes on where a folder is gone
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(place, name)).st_size
     return total
 
 

@@ -119,6 +119,7 @@ def built(place: Any, uri: str, folder: Path, dimension: int) -> Release:
     return build_release(settings, place.dataset, embedder=embedder, progress=silent).release
 
 
+@pytest.mark.heavy
 def test_queries_are_embedded_by_the_encoder_of_their_release_through_swaps_and_a_refused_one(
     place, run_driver, tmp_path: Path, tiny_bert
 ) -> None:

@@ -248,6 +248,7 @@ def name_of(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].strip()
 
 
+@pytest.mark.heavy
 async def test_kill_minus_9_of_the_host_leaves_no_engine_process(model_folder: Path, tmp_path: Path) -> None:
     script = tmp_path / "host.py"
     script.write_text(HOST)
@@ -260,6 +261,7 @@ async def test_kill_minus_9_of_the_host_leaves_no_engine_process(model_folder: P
 # The last two tests stop and kill the engine that the others share, and leave a new one behind.
 
 
+@pytest.mark.heavy
 async def test_a_hung_engine_is_found_out_though_nobody_waits_any_more_and_is_started_again(
     generator: VllmGenerator, records: list[Evidence]
 ) -> None:

@@ -2,6 +2,8 @@
 
 import hashlib
 import http.server
+import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import venv
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -101,6 +104,21 @@ def test_a_wrong_hash_is_refused_and_nothing_is_kept_under_it(index: Path, tmp_p
 def test_a_path_that_is_not_in_the_wheel_names_near_matches(index: Path, tmp_path: Path) -> None:
     with pytest.raises(HubError, match=r"not in the wheel; near matches: .*demo_models/model"):
         resolve(file_uri(path="demo_models/modell"), cache=tmp_path / "cache")
+
+
+def test_bytes_are_counted_while_pip_removes_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("gone", "kept"):
+        (tmp_path / "tmp" / name).mkdir(parents=True)
+        (tmp_path / "tmp" / name / "part").write_bytes(b"12345")
+    look = os.scandir
+
+    def late(path: Any) -> Any:
+        if not isinstance(path, int) and Path(path).name == "gone":  # `rmtree` looks at open folders, by number
+            shutil.rmtree(path)
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", late)
+    assert wheels._bytes_below(tmp_path) == 5
 
 
 def test_an_unknown_version_shows_what_pip_said(index: Path, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def test_a_reader_who_leaves_a_stream_frees_the_engine_within_two_seconds(deploy
     assert cpu_share(engines, 1.0) < 0.3 * writing
 
 
+@pytest.mark.heavy
 def test_a_stream_ends_properly_when_the_engine_is_killed_and_the_model_comes_back(deployment) -> None:
     engines, got = engines_of(deployment), []
     for name, data in deployment.stream(user_id="7", k=20, explain=True, deadline_ms=5000, reasons_deadline_ms=60_000):
@@ -103,6 +104,7 @@ def test_what_was_written_ahead_is_ready_when_it_is_asked_for(deployment) -> Non
     assert [item["reason_source"] for item in answer.json()["items"]].count("cache") >= 5
 
 
+@pytest.mark.heavy
 def test_down_cleans_up_after_a_killed_driver_and_a_new_start_works(deployment) -> None:
     assert deployment.process is not None
     deployment.process.kill()

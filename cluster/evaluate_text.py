@@ -172,6 +172,7 @@ class _Trainer:
             "teacher": None if teacher is None else teacher.name,
             "events": digest_events(self.train),
             "seed": self.seed,
+            # Rankers kept by a version that did not judge both cannot be asked for them.
             "judged": [FUSED, WITHOUT_TEXT],
         }
         key = key_of(inputs, self.train, self.catalog, self.embeddings, self.layout)

@@ -127,6 +127,17 @@ def test_baselines_are_asked_without_any_training(settings, tmp_path):
     assert set(found.served) == {evaluation.RETRIEVAL}
 
 
+def test_the_benchmark_states_every_advantage_and_what_reading_brought(settings, tmp_path):
+    imported(settings, tables(tmp_path / "data"))
+    options = {"dataset": evaluation.DATASET, "users": 40}
+    context = BenchContext("quality", tmp_path, options, settings=settings.model_dump(mode="json"), tell=lambda _: None)
+    quality.bench(context)
+    named = set(context.targets)
+    assert {"text_vs_retrieval_lower", "served_text_fused_over_retrieval_order_lower"} <= named
+    assert {"text_fused_over_fused_without_text_lower", "served_text_fused_over_fused_without_text_lower"} <= named
+    assert {"fused_without_text_ndcg10", "text_alone_ndcg10"} <= named
+
+
 @pytest.mark.parametrize(("name", "value"), [("validation", True), ("ablate", True), ("summaries", "f"), ("seeds", 2)])
 def test_what_it_does_not_do_is_refused_by_name(settings, tmp_path, capsys, monkeypatch, name, value):
     monkeypatch.setattr(quality, "evaluate_text", lambda *_, **__: pytest.fail("test rows were asked"))
